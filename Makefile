@@ -1,0 +1,41 @@
+# Everything runs from a fresh clone on Python 3.11+: `make reproduce` (the main job) and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs
+RUN := $(BIN)/python -m
+
+.PHONY: venv reproduce reproduce-all test lint types docs check-docs clean
+
+$(VENV)/.core: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "entropy_jax needs Python 3.11 or newer: set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+venv: $(VENV)/.core  ## install what the experiments need into .venv
+
+reproduce: venv  ## the core study: entropy mechanism, with its report
+	$(RUN) experiments.entropy_mechanism --config=configs/entropy_mechanism.py --workdir=$(OUT)/entropy_mechanism
+	@echo "Open $(OUT)/entropy_mechanism/report.html"
+
+reproduce-all: reproduce  ## every default study (one so far)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+test: lint types  ## lint and types gate the tests
+	$(RUN) pytest -n 2 --dist worksteal
+
+docs: venv  ## METHODS.md is generated from the catalog
+	$(RUN) entropy_jax.catalog > METHODS.md
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache $(OUT)

@@ -1,0 +1,112 @@
+"""The entropy mechanism of reinforcement learning with verifiable rewards: collapse, its theorem, its law, and what holds it off.
+
+Command:  make reproduce        (or: python -m experiments.entropy_mechanism --config=configs/entropy_mechanism.py --workdir=DIR)
+Expected: see the table in experiments/entropy_mechanism.py.
+Time:     about 10 minutes on 2 CPU cores. `:tiny` is the same study in under a minute, for a look and for tests; its
+          verdicts are inconclusive by construction (2 seeds).
+Claims:   Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, arXiv 2505.22617;
+          Yu et al., DAPO, arXiv 2503.14476 (clip-higher).
+"""
+
+import ml_collections
+
+ConfigDict = ml_collections.ConfigDict
+
+
+def _objective(surrogate: str = 'ppo_clip', weights=(), regularizers=(), **surrogate_kwargs) -> ConfigDict:
+  """GRPO advantages and token-mean aggregation around the given parts; all rooms are data (entropy_jax.catalog.build)."""
+  return ConfigDict({
+    'advantages': [{'name': 'grpo', 'kwargs': {}}],
+    'weights': list(weights),
+    'surrogates': [{'name': surrogate, 'kwargs': surrogate_kwargs}],
+    'regularizers': list(regularizers),
+    'aggregate': 'token_mean',
+  })
+
+
+def _kl_cov(coef: float) -> ConfigDict:
+  # KL-Cov takes the place of the ratio clip: its surrogate is unclipped.
+  return _objective('importance', regularizers=[{'name': 'kl_cov', 'kwargs': {'fraction': 0.02, 'coef': coef}}])
+
+
+def _methods() -> ConfigDict:
+  """Plain GRPO and the interventions. The tables have 32 (6) tokens where a language model has 150 000, so fractions of
+  tokens are those of the method cards' testbed, 100 times the papers', and Clip-Cov's lower bound is a quantile."""
+  clip_cov = {'fraction': 0.02, 'low_quantile': 0.98, 'cov_high': 1e9, 'clip_low': 0.2, 'clip_high': 0.2}
+  return ConfigDict({
+    'grpo': _objective(low=0.2, high=0.2),
+    'clip_higher': _objective(low=0.2, high=0.28),
+    'clip_cov': _objective(weights=[{'name': 'clip_cov', 'kwargs': clip_cov}], low=0.2, high=0.2),
+    'kl_cov_1': _kl_cov(1.0),
+    'kl_cov_5': _kl_cov(5.0),
+    'entropy_bonus': _objective(regularizers=[{'name': 'entropy_bonus', 'kwargs': {'coef': 0.01}}], low=0.2, high=0.2),
+  })
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  """The study; variant '' or 'tiny'."""
+  if variant not in ('', 'tiny'):
+    raise ValueError(f'configs/entropy_mechanism.py: unknown variant {variant!r}; allowed: none, tiny.')
+  config = ConfigDict()
+  config.seed = 0  # root of every key: instances, initial parameters, rollouts, shuffles
+
+  config.tabular = ConfigDict()
+  config.tabular.num_seeds = 8  # vmapped; paired over methods: seed k has the same instance and rollout noise
+  config.tabular.methods = _methods()  # name -> objective
+  config.tabular.fork_tokens = ConfigDict()
+  config.tabular.fork_tokens.num_steps = 200  # rollouts
+  config.tabular.fork_tokens.group_size = 16  # responses per prompt
+  config.tabular.fork_tokens.num_epochs = 4  # full-batch updates per rollout
+  config.tabular.fork_tokens.learning_rate = 20.0  # SGD on the token-mean loss
+  config.tabular.fork_tokens.matched_success = 0.8  # methods are compared where they first reach it
+  config.tabular.mod_sum = ConfigDict()
+  config.tabular.mod_sum.num_steps = 200
+  config.tabular.mod_sum.group_size = 8
+  config.tabular.mod_sum.num_epochs = 4
+  config.tabular.mod_sum.learning_rate = 46.0  # 0.36 per prompt and position, times 32 prompts and 4 positions
+  config.tabular.mod_sum.matched_success = 0.9
+
+  config.countdown = ConfigDict()
+  config.countdown.dataset = 'countdown/three'  # TFDS name, prepared into data_dir on first use
+  config.countdown.data_dir = 'data'  # under the workdir unless absolute
+  config.countdown.num_seeds = 5  # reinforcement runs from one warm start; 0 leaves the transformer out
+  config.countdown.model_preset = 'study_small'  # models.presets
+  config.countdown.model = ConfigDict({'num_layers': 3})  # fields of DecoderConfig that replace the preset's
+  config.countdown.warm_start = ConfigDict()
+  config.countdown.warm_start.num_steps = 1200
+  config.countdown.warm_start.batch_size = 128
+  config.countdown.warm_start.learning_rate = 2e-3
+  config.countdown.warm_start.warmup_steps = 50
+  config.countdown.objective = _objective(low=0.2, high=0.2)
+  config.countdown.num_steps = 100  # rollouts
+  config.countdown.num_prompts = 16  # per rollout
+  config.countdown.group_size = 16  # responses per prompt
+  config.countdown.num_epochs = 1
+  config.countdown.num_minibatches = 1  # 1 update per rollout: on-policy, as in the paper's theorem plots
+  config.countdown.num_slices = 1  # gradient accumulation; changes memory, not numbers
+  config.countdown.temperature = 1.0
+  config.countdown.learning_rate = 3e-4
+  config.countdown.max_grad_norm = 1.0
+  config.countdown.evaluate_every = 25
+  config.countdown.num_eval_samples = 4  # responses per held-out problem
+  config.countdown.checkpoint_every = 50
+
+  if variant == 'tiny':
+    config.tabular.num_seeds = 2
+    config.tabular.fork_tokens.num_steps = 40
+    config.tabular.mod_sum.num_steps = 40
+    for name in ('kl_cov_5', 'clip_higher', 'entropy_bonus'):
+      del config.tabular.methods[name]
+    config.countdown.num_seeds = 2
+    config.countdown.model_preset = 'study_tiny'
+    config.countdown.model.num_layers = 1
+    config.countdown.warm_start.num_steps = 20
+    config.countdown.warm_start.batch_size = 32
+    config.countdown.warm_start.warmup_steps = 5
+    config.countdown.num_steps = 8
+    config.countdown.num_prompts = 4
+    config.countdown.group_size = 4
+    config.countdown.evaluate_every = 4
+    config.countdown.num_eval_samples = 1
+    config.countdown.checkpoint_every = 4
+  return config

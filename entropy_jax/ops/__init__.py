@@ -1,0 +1,1 @@
+"""Leaf mathematics without papers: masks, the categorical distribution, groups, ratios, selection."""

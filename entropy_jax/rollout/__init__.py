@@ -1,0 +1,1 @@
+"""Sampling from policies and scoring what they sampled."""

@@ -1,0 +1,341 @@
+"""Checkpoints that are whole, or are not used: orbax arrays, a JSON host part, and a digest of every file.
+
+A checkpoint is the directory `STEP/`: the arrays, written by orbax, and `manifest.json`, written last and atomically,
+which holds the host part (data iterator, metric rows, best so far), the path, shape and dtype of every leaf, and the
+size and SHA-256 of every file. Orbax alone restores flipped bits without a word; here every byte is verified first.
+
+    interrupted: `*.orbax-checkpoint-tmp`, or a STEP without manifest beside `saving-STEP` -> ignored and cleared
+    damaged: a file or the manifest missing, truncated or altered -> moved to `damaged/`, loudly; the newest good used
+    foreign: whole, but of another structure than the run's state -> UserError
+
+The order of a save: `saving-STEP`, arrays, manifest, remove `saving-STEP`, delete steps beyond `keep`. With several
+processes each calls every method; process 0 writes manifests and chooses what is restored.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from entropy_jax.types import PyTree, UserError
+
+FORMAT = 1
+MANIFEST = 'manifest.json'
+ITEM = 'state'
+DAMAGED = 'damaged'
+
+
+class DamagedError(Exception):
+  """A checkpoint whose bytes are not those that were saved."""
+
+
+def say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+def _canonical(value: Any) -> str:
+  return json.dumps(value, sort_keys=True, separators=(',', ':'))
+
+
+def _sync_directory(directory: Path) -> None:
+  descriptor = os.open(directory, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str) -> None:
+  """The file holds either what it held before or the whole text, whatever happens meanwhile."""
+  partial = path.with_name(path.name + '.tmp')
+  with open(partial, 'w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(partial, path)
+  _sync_directory(path.parent)
+
+
+def _digest(path: Path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _is_key(leaf: Any) -> bool:
+  return hasattr(leaf, 'dtype') and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _describe(state: PyTree) -> list[dict[str, Any]]:
+  """Path, shape and dtype of every leaf, as JSON: equal for equal structures."""
+
+  def one(path: Any, leaf: Any) -> dict[str, Any]:
+    leaf = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
+    return {'path': jax.tree_util.keystr(path), 'shape': list(leaf.shape), 'dtype': str(leaf.dtype)}
+
+  return [one(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
+
+
+def _stored(leaf: Any) -> Any:
+  """The leaf as an array that orbax saves bit for bit."""
+  if _is_key(leaf):
+    return jax.random.key_data(leaf)
+  return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _name(index: int) -> str:
+  return f'{index:05d}'
+
+
+def _first_difference(saved: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> str:
+  saved_by, wanted_by = ({leaf['path']: leaf for leaf in leaves} for leaves in (saved, wanted))
+  for path in [leaf['path'] for leaf in wanted] + [leaf['path'] for leaf in saved]:
+    if path not in saved_by:
+      return f'it has no {path}, which this run has'
+    if path not in wanted_by:
+      return f'it has {path}, which this run has not'
+    old, new = saved_by[path], wanted_by[path]
+    if old != new:
+      return f'{path} is {old["dtype"]}{old["shape"]} in it and {new["dtype"]}{new["shape"]} in this run'
+  return 'its leaves stand in another order'
+
+
+class Checkpoints:
+  """The checkpoints of one run; see the module docstring.
+
+  Args:
+    directory: made if it is missing.
+    keep: how many of the newest steps stay, at least 1.
+    asynchronous: `save` returns when the state is copied to the host; files and manifest are written meanwhile.
+    report: takes the messages about damage.
+  """
+
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    keep: int = 3,
+    asynchronous: bool = False,
+    report: Callable[[str], None] = say,
+  ):
+    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+      raise UserError(f'checkpoints: keep={keep!r} is not a whole number of at least 1; give one.')
+    self.directory = Path(directory).absolute()
+    self.directory.mkdir(parents=True, exist_ok=True)
+    self._keep, self._report, self._asynchronous = keep, report, asynchronous
+    if jax.process_index() == 0:
+      self._clear_interrupted()
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      options=ocp.CheckpointManagerOptions(
+        cleanup_tmp_directories=True, enable_async_checkpointing=asynchronous, save_root_metadata=False
+      ),
+      item_handlers={ITEM: ocp.PyTreeCheckpointHandler()},
+    )
+    self._worker = concurrent.futures.ThreadPoolExecutor(1) if asynchronous else None
+    self._unfinished: concurrent.futures.Future[None] | None = None
+
+  def steps(self) -> list[int]:
+    """Steps in the directory as it is now, ascending; damaged ones are among them until they are restored from."""
+    return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
+
+  def save(self, step: int, state: PyTree, host: Mapping[str, Any]) -> None:
+    """Saves a pytree of arrays and what else the run needs.
+
+    Args:
+      step: larger than every step saved so far.
+      state: jax and numpy arrays, typed PRNG keys and Python numbers; any dtype, any sharding.
+      host: what JSON can hold.
+    """
+    self.wait()
+    text = _canonical(dict(host))  # first, so that what JSON cannot hold costs nothing
+    if step in self.steps():
+      raise ValueError(f'step {step} is already saved in {self.directory}')
+    leaves = [_stored(leaf) for leaf in jax.tree.leaves(state)]
+    # Orbax refuses arrays of zero size: their shape and dtype, in the manifest, are all there is to them.
+    arrays = {_name(i): leaf for i, leaf in enumerate(leaves) if leaf.size} | {'step': np.asarray(step)}
+    if jax.process_index() == 0:
+      self._intent(step).touch()
+    saved = self._manager.save(step, args=ocp.args.Composite(**{ITEM: ocp.args.PyTreeSave(arrays)}), force=True)
+    assert saved, f'orbax did not save step {step}'
+    content = {'format': FORMAT, 'step': step, 'leaves': _describe(state), 'host': json.loads(text)}
+    if self._worker is None:
+      self._finish(step, content)
+    else:
+      self._unfinished = self._worker.submit(self._finish, step, content)
+
+  def restore_latest(self, template: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
+    """The newest good checkpoint, or None where nothing was ever saved.
+
+    Args:
+      template: structure, shapes, dtypes and shardings to restore to; its values are not read.
+
+    Returns:
+      (step, state, host), bit for bit as saved.
+
+    Raises:
+      UserError: all checkpoints are damaged, or the newest good one has another structure than the template.
+    """
+    self.wait()
+    step = self._agree(self._choose() if jax.process_index() == 0 else -1)
+    if step < 0:
+      return None
+    content = json.loads((self.directory / str(step) / MANIFEST).read_text(encoding='utf-8'))['content']
+    wanted = _describe(template)
+    if content['format'] != FORMAT:
+      found = f'{self.directory / str(step)} has format {content["format"]}, and this version reads format {FORMAT}'
+      raise UserError(f'checkpoint {found}; use the version it was made with, or give another --workdir.')
+    if content['leaves'] != wanted:
+      difference = _first_difference(content['leaves'], wanted)
+      raise UserError(
+        f'checkpoint {self.directory / str(step)} belongs to another run: {difference};'
+        ' give another --workdir, or the settings it was made with.'
+      )
+    return step, self._read(step, template), content['host']
+
+  def wait(self) -> None:
+    """Returns when the last save is complete; raises what went wrong in it."""
+    unfinished, self._unfinished = self._unfinished, None
+    if unfinished is not None:
+      unfinished.result()
+
+  def close(self) -> None:
+    try:
+      self.wait()
+    finally:
+      if self._worker is not None:
+        self._worker.shutdown()
+      self._manager.close()
+
+  def _intent(self, step: int) -> Path:
+    return self.directory / f'saving-{step}'
+
+  def _clear_interrupted(self) -> None:
+    for intent in self.directory.glob('saving-*'):
+      interrupted = self.directory / intent.name.removeprefix('saving-')
+      if interrupted.is_dir() and not (interrupted / MANIFEST).exists():
+        shutil.rmtree(interrupted)
+      intent.unlink()
+    for path in self.directory.glob('deleting-*'):
+      shutil.rmtree(path)
+
+  def _finish(self, step: int, content: dict[str, Any]) -> None:
+    self._manager.wait_until_finished()
+    if jax.process_index() != 0:
+      return
+    folder = self.directory / str(step)
+    paths = sorted(path for path in folder.rglob('*') if path.is_file())
+    content['files'] = {str(path.relative_to(folder)): [path.stat().st_size, _digest(path)] for path in paths}
+    sealed = {'content': content, 'sha256': hashlib.sha256(_canonical(content).encode()).hexdigest()}
+    write_atomically(folder / MANIFEST, _canonical(sealed))
+    self._intent(step).unlink()
+    for old in [s for s in self.steps() if s < step][: -(self._keep - 1) or None]:
+      doomed = self.directory / f'deleting-{old}'
+      os.replace(self.directory / str(old), doomed)  # a half-deleted step must not look like a damaged one
+      shutil.rmtree(doomed)
+
+  def _verify(self, step: int) -> None:
+    folder = self.directory / str(step)
+    try:
+      raw = (folder / MANIFEST).read_bytes()
+      sealed = json.loads(raw.decode())
+      content, digest = sealed['content'], sealed['sha256']
+      files: dict[str, list[Any]] = content['files']
+    except FileNotFoundError:
+      raise DamagedError(f'{MANIFEST} is missing') from None
+    except (ValueError, KeyError, TypeError):
+      raise DamagedError(f'{MANIFEST} is altered') from None
+    # Compared in writing too, so that not even a changed blank passes.
+    whole = _canonical(sealed).encode() == raw and hashlib.sha256(_canonical(content).encode()).hexdigest() == digest
+    if not whole or content['step'] != step:
+      raise DamagedError(f'{MANIFEST} is altered')
+    for name, (size, expected) in files.items():
+      path = folder / name
+      if not path.is_file():
+        raise DamagedError(f'{name} is missing')
+      if path.stat().st_size != size:
+        raise DamagedError(f'{name} has {path.stat().st_size} bytes instead of {size}')
+      if _digest(path) != expected:
+        raise DamagedError(f'{name} is altered')
+
+  def _choose(self) -> int:
+    """The newest good step; -1 where there is none, -2 where all are damaged: then nothing is moved."""
+    damage: dict[int, str] = {}
+    for step in reversed(self.steps()):
+      try:
+        self._verify(step)
+      except DamagedError as error:
+        damage[step] = str(error)
+        continue
+      for bad, why in damage.items():
+        moved = self._move_aside(bad)
+        name = self.directory / str(bad)
+        self._report(f'DAMAGED CHECKPOINT {name}: {why}; moved to {moved}, falling back to step {step}.')
+      if damage:
+        self._manager.reload()
+      return step
+    for bad, why in damage.items():
+      self._report(f'DAMAGED CHECKPOINT {self.directory / str(bad)}: {why}.')
+    return -2 if damage else -1
+
+  def _agree(self, step: int) -> int:
+    if jax.process_count() > 1:
+      step = int(multihost_utils.broadcast_one_to_all(np.asarray(step)))
+    if step == -2:
+      raise UserError(
+        f'checkpoints: every one in {self.directory} is damaged; restore the directory from a copy,'
+        ' or give another --workdir to start anew.'
+      )
+    return step
+
+  def _move_aside(self, step: int) -> Path:
+    folder = self.directory / DAMAGED
+    folder.mkdir(exist_ok=True)
+    names = [str(step), *(f'{step}-{i}' for i in range(2, 1000))]
+    target = next(folder / name for name in names if not (folder / name).exists())
+    os.replace(self.directory / str(step), target)
+    return target
+
+  def _read(self, step: int, template: PyTree) -> PyTree:
+    leaves, structure = jax.tree.flatten(template)
+    abstract = [jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for leaf in leaves]
+    abstract = [leaf if hasattr(leaf, 'dtype') else np.asarray(leaf) for leaf in abstract]
+    # A leaf that was committed to devices goes back to them; any other stays free to follow its operands.
+    shardings = [_committed_sharding(leaf) for leaf in leaves]
+    arguments: dict[str, ocp.RestoreArgs] = {'step': ocp.RestoreArgs(restore_type=np.ndarray)}
+    for i, (leaf, sharding) in enumerate(zip(abstract, shardings)):
+      if leaf.size and sharding is None:
+        arguments[_name(i)] = ocp.RestoreArgs(restore_type=np.ndarray)
+      elif leaf.size:
+        arguments[_name(i)] = ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+    restore = ocp.args.PyTreeRestore(item=dict.fromkeys(arguments, 0), restore_args=arguments)
+    arrays = self._manager.restore(step, args=ocp.args.Composite(**{ITEM: restore}))[ITEM]
+    values = [arrays[_name(i)] if leaf.size else np.zeros(leaf.shape, leaf.dtype) for i, leaf in enumerate(abstract)]
+    return jax.tree.unflatten(structure, [_as_leaf(value, leaf) for value, leaf in zip(values, leaves)])
+
+
+def _committed_sharding(leaf: Any) -> Any:
+  if isinstance(leaf, jax.Array):
+    return None if _is_key(leaf) or not leaf.committed else leaf.sharding
+  return getattr(leaf, 'sharding', None)
+
+
+def _as_leaf(value: Any, leaf: Any) -> Any:
+  """The restored array as the kind of thing the template has in its place."""
+  if isinstance(leaf, np.ndarray | np.generic):
+    return np.asarray(value, leaf.dtype) if isinstance(leaf, np.ndarray) else leaf.dtype.type(value)
+  if not hasattr(leaf, 'dtype'):
+    return type(leaf)(value)
+  if _is_key(leaf):
+    key = jax.random.wrap_key_data(jax.numpy.asarray(value), impl=str(jax.random.key_impl(leaf)))
+    return jax.device_put(key, leaf.sharding) if isinstance(leaf, jax.Array) and leaf.committed else key
+  return value if isinstance(value, jax.Array) else jax.device_put(value, _committed_sharding(leaf))

@@ -1,0 +1,168 @@
+"""The one train step, for reinforcement learning and supervised learning, tables and transformers.
+
+`update` makes one optimizer step on one global batch; `learn` makes all the updates of one rollout (epochs times minibatches) in one scan.
+Both are pure. A supervised step is the same step with the objective chain(advantages.unit(), surrogates.reinforce()).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from entropy_jax.models.policy import Policy
+from entropy_jax.objective import Objective
+from entropy_jax.ops import covariance, masked
+from entropy_jax.rollout import score as scoring
+from entropy_jax.training.state import TrainState
+from entropy_jax.types import Metrics, Params, Ratio, TokenBatch, UserError, take_rows
+
+
+def check_divisible(key: str, whole: int, parts: int, unit: str) -> None:
+  """Refuses a batch that cannot be split evenly, before anything compiles."""
+  if parts < 1 or whole % parts:
+    divisors = ', '.join(str(d) for d in range(1, whole + 1) if whole % d == 0)
+    raise UserError(f'{key}={parts} does not divide the batch of {whole} {unit}; use one of {divisors}.')
+
+
+def _policy_metrics(batch: TokenBatch) -> Metrics:
+  """How far and how uncertain the current policy is on this batch; everything of the sampling distribution."""
+  mask_BxT = batch.mask_BxT
+  log_ratio_BxT = masked.zero(batch.logp_BxT - batch.old_logp_BxT, mask_BxT)
+  metrics = {
+    'policy/entropy': masked.mean(batch.entropy_BxT, mask_BxT),
+    # k3 of the card B3 with the behaviour policy as reference: unbiased for KL(old || new) under old's samples.
+    'policy/kl_from_behaviour': masked.mean(jnp.expm1(log_ratio_BxT) - log_ratio_BxT, mask_BxT),
+  }
+  if batch.advantage_BxT is not None:
+    score_BxT = covariance.token_covariance(batch.logp_BxT, batch.advantage_BxT, mask_BxT)
+    metrics['policy/covariance'] = masked.mean(score_BxT, mask_BxT)
+  return metrics
+
+
+def update(
+  state: TrainState,
+  batch: TokenBatch,
+  *,
+  objective: Objective,
+  policy: Policy,
+  tx: optax.GradientTransformation,
+  temperature: float = 1.0,
+  num_slices: int = 1,
+) -> tuple[TrainState, Metrics]:
+  """One optimizer step on the global batch.
+
+  Args:
+    state: before the step.
+    batch: prepared by `Objective.prepare`; logp_BxT, entropy_BxT and stats are overwritten by the current policy's.
+    objective, policy, tx: static.
+    temperature: of the sampling distribution that is scored.
+    num_slices: the gradient is accumulated over this many slices of whole sequences; the result does not depend on it.
+
+  Returns:
+    (state, metrics). A loss or gradient that is not finite leaves parameters, optimizer and objective untouched and is counted.
+  """
+  num_sequences, num_tokens = batch.mask_BxT.shape
+  check_divisible('num_slices', num_sequences, num_slices, 'sequences')
+  size = num_sequences // num_slices
+
+  def score(params: Params, part: TokenBatch) -> scoring.Scores:
+    current = tuple(s for s in objective.stats if s.of == 'current')
+    tokens = (part.tokens_BxN, part.token_mask_BxN, num_tokens)
+    return scoring.score(policy, params, *tokens, temperature=temperature, stats=current)
+
+  def whole_loss(params: Params) -> tuple[jax.Array, Any]:
+    current = scoring.fill(batch, score(params, batch))
+    planned, planned_state, metrics = objective.plan(state.objective_state, current)
+    return objective.loss(planned, current).compute(), (planned_state, metrics | _policy_metrics(jax.lax.stop_gradient(current)))
+
+  def accumulated(params: Params) -> tuple[tuple[jax.Array, Any], Params]:
+    starts = jnp.arange(num_slices) * size
+    # Scored first without gradient, so that the plan sees the whole batch however it is sliced.
+    parts = jax.lax.map(lambda start: score(params, take_rows(batch, start, size)), starts)
+    current = scoring.fill(batch, jax.tree.map(lambda x: x.reshape(num_sequences, num_tokens), parts))
+    planned, planned_state, metrics = objective.plan(state.objective_state, current)
+
+    def slice_ratio(params: Params, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+      part = take_rows(batch, start, size)
+      ratio = objective.loss(take_rows(planned, start, size), scoring.fill(part, score(params, part)))
+      return ratio.num, ratio.den
+
+    def add(total: Any, start: jax.Array) -> tuple[Any, None]:
+      (num, den), gradient = jax.value_and_grad(slice_ratio, has_aux=True)(params, start)
+      return jax.tree.map(jnp.add, total, (Ratio(num, den), gradient)), None
+
+    nothing = (Ratio(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
+    (ratio, gradient), _ = jax.lax.scan(add, nothing, starts)
+    gradient = jax.tree.map(lambda g: Ratio(g, ratio.den).compute(), gradient)
+    return (ratio.compute(), (planned_state, metrics | _policy_metrics(current))), gradient
+
+  compute = jax.value_and_grad(whole_loss, has_aux=True) if num_slices == 1 else accumulated
+  (loss, (objective_state, metrics)), gradient = compute(state.params)
+  return _apply(state, tx, loss, gradient, objective_state, metrics)
+
+
+def _apply(
+  state: TrainState, tx: optax.GradientTransformation, loss: jax.Array, gradient: Params, objective_state: Any, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+  norm = optax.tree.norm(gradient)
+  finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+  changes, opt_state = tx.update(gradient, state.opt_state, state.params)
+  proposed = state.replace(params=optax.apply_updates(state.params, changes), opt_state=opt_state, objective_state=objective_state)
+  # Selected on the device: a bad update never reaches the parameters, and no host sync is needed to know that it was bad.
+  kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
+  kept = kept.replace(num_updates=state.num_updates + 1, num_rejected=state.num_rejected + (~finite).astype(jnp.int32))
+  return kept, metrics | {'loss/value': loss, 'gradient/norm': norm}
+
+
+def learn(
+  state: TrainState,
+  batch: TokenBatch,
+  *,
+  objective: Objective,
+  policy: Policy,
+  tx: optax.GradientTransformation,
+  temperature: float = 1.0,
+  num_epochs: int = 1,
+  num_minibatches: int = 1,
+  num_slices: int = 1,
+) -> tuple[TrainState, Metrics]:
+  """All updates of one rollout: rewards and advantages once, then num_epochs passes over num_minibatches shuffled minibatches.
+
+  Args:
+    state: before the rollout's updates.
+    batch: the rollout with its rewards; batch.key drives the shuffles and every random choice of a method.
+    num_epochs, num_minibatches: updates_per_rollout is their product; with one minibatch rows are not shuffled.
+    num_slices: gradient accumulation inside each update.
+
+  Returns:
+    (state, metrics): prepare's metrics, and the mean over the updates of each update's metrics.
+  """
+  num_sequences = batch.mask_BxT.shape[0]
+  check_divisible('num_minibatches', num_sequences, num_minibatches, 'sequences')
+  size = num_sequences // num_minibatches
+  batch = batch.replace(sequence_B=jnp.arange(num_sequences) if batch.sequence_B is None else batch.sequence_B)
+  behaviour = tuple(s for s in objective.stats if s.of == 'behaviour')
+  if behaviour:  # the policy that sampled is the one that the rollout starts from
+    tokens = (batch.tokens_BxN, batch.token_mask_BxN, batch.mask_BxT.shape[1])
+    scores = scoring.score(policy, state.params, *tokens, temperature=temperature, stats=behaviour)
+    batch = batch.replace(old_stats=jax.lax.stop_gradient(scores.stats))
+  batch, objective_state, prepared = objective.prepare(state.objective_state, batch)
+  key = batch.key
+
+  def one(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
+    epoch, minibatch = index // num_minibatches, index % num_minibatches
+    part = batch
+    if num_minibatches > 1:
+      order_B = jax.random.permutation(jax.random.fold_in(key, epoch), num_sequences)
+      part = take_rows(_permuted(batch, order_B), minibatch * size, size)
+    part = part.replace(key=jax.random.fold_in(key, num_epochs + index))
+    return update(state, part, objective=objective, policy=policy, tx=tx, temperature=temperature, num_slices=num_slices)
+
+  state, metrics = jax.lax.scan(one, state.replace(objective_state=objective_state), jnp.arange(num_epochs * num_minibatches))
+  return state, prepared | {name: jnp.mean(values) for name, values in metrics.items()}
+
+
+def _permuted(batch: TokenBatch, order_B: jax.Array) -> TokenBatch:
+  rows = jax.tree.map(lambda x: x[order_B], batch.replace(key=None))
+  return rows.replace(key=batch.key)

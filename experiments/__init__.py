@@ -1,0 +1,1 @@
+"""Runnable studies: `python -m experiments.NAME --config=configs/NAME.py[:variant] --workdir=DIR`."""

@@ -1,0 +1,22 @@
+"""What every test runs under: 8 host devices, rank promotion refused, one compilation cache; warnings are errors (setup.cfg)."""
+
+import os
+import pathlib
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8').strip()
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache' / 'jax-tests'))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+@pytest.fixture
+def strict_dtypes():
+  """Mixed dtypes raise, so a bool mask cannot be multiplied with a float (style rule F6)."""
+  with jax.numpy_dtype_promotion('strict'):
+    yield

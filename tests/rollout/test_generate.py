@@ -1,0 +1,196 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+
+from entropy_jax.models import tabular, transformer
+from entropy_jax.rollout import generate, score
+from entropy_jax.types import UserError
+
+DECODER = transformer.transformer_policy(
+  transformer.DecoderConfig(vocab_size=7, width=16, num_layers=2, num_heads=2, mlp_width=24, max_length=16)
+)
+TABLE = tabular.tabular_policy(
+  2, 3, 4, num_states=3, transition=lambda state, token: (state + token) % 3, init_fn=lambda k, s: 1.2 * jax.random.normal(k, s)
+)
+
+
+def sampler(policy, **kwargs):
+  return jax.jit(lambda params, tokens, mask, key: generate.generate(policy, params, tokens, mask, key, **kwargs))
+
+
+def prompts(B):
+  return (jnp.arange(B) % 2)[:, None], jnp.ones((B, 1), bool)
+
+
+def z_score(x, mean):
+  return (np.mean(x) - mean) / (np.std(x, ddof=1) / np.sqrt(np.size(x)))
+
+
+class TestSample:
+  def test_temperatures(self):
+    z = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
+    token, logp, entropy, logp1, entropy1 = jax.jit(lambda z: generate.sample(z, jax.random.key(0), temperature=0.5))(z)
+    # At temperature 1/2 p is squared and normalised: (.25, .09, .04) / .38, H = .839012
+    p = np.array([0.25, 0.09, 0.04]) / 0.38
+    np.testing.assert_allclose(logp[0], np.log(p[token[0]]), rtol=1e-5)
+    np.testing.assert_allclose(entropy[0], scipy.stats.entropy(p), rtol=1e-5)
+    np.testing.assert_allclose(logp1[0], z[0, token[0]], rtol=1e-5)
+    np.testing.assert_allclose(entropy1[0], 1.0296530, rtol=1e-6)
+
+  def test_greedy(self):
+    z = jnp.log(jnp.array([[0.2, 0.5, 0.3]]))
+    token, logp, entropy, logp1, entropy1 = generate.sample(z, jax.random.key(0), temperature=0)
+    assert token[0] == 1 and logp[0] == 0 and entropy[0] == 0
+    np.testing.assert_allclose([logp1[0], entropy1[0]], [np.log(0.5), 1.0296530], rtol=1e-6)
+
+  def test_impossible_tokens_are_never_drawn(self):
+    z = jnp.tile(jnp.array([[-jnp.inf, 0.0, -jnp.inf, 0.0]]), (500, 1))
+    token, logp, entropy, *_ = generate.sample(z, jax.random.key(0))
+    assert set(np.asarray(token).tolist()) == {1, 3}
+    np.testing.assert_allclose([logp, entropy], np.full((2, 500), [[-np.log(2)], [np.log(2)]]), rtol=1e-6)
+
+
+class TestGenerate:
+  @pytest.mark.parametrize('temperature', [1.0, 0.7])
+  def test_distribution_of_whole_responses(self, temperature):
+    params = jax.jit(TABLE.init)(jax.random.key(0))
+    table = np.asarray(params[tabular.TABLE], np.float64) / temperature
+    p = np.exp(table) / np.exp(table).sum(-1, keepdims=True)
+    B = 20_000
+    out = sampler(TABLE, num_tokens=3, temperature=temperature)(params, *prompts(B), jax.random.key(5))
+    tokens = np.asarray(out.tokens_BxT)
+    for prompt in (0, 1):
+      count = np.zeros((4, 4, 4))
+      np.add.at(count, tuple(tokens[prompt::2].T), 1)
+      want = np.zeros((4, 4, 4))
+      for a, b, c in itertools.product(range(4), repeat=3):
+        want[a, b, c] = p[prompt, 0, 0, a] * p[prompt, 1, a % 3, b] * p[prompt, 2, (a + b) % 3, c]
+      assert scipy.stats.chisquare(count.ravel(), want.ravel() * B / 2).pvalue > 1e-3
+    assert out.mask_BxT.all() and not out.finished_B.any()
+
+  def test_scores_are_those_of_score(self):
+    temperature = 1.7
+    params = jax.jit(DECODER.init)(jax.random.key(0))
+    B, P, T = 12, 5, 6
+    tokens = jax.random.randint(jax.random.key(1), (B, P), 0, 7)
+    mask = jnp.arange(P)[None] >= (jnp.arange(B) % (P + 1))[:, None]  # left padding, and two rows of nothing else
+    out = sampler(DECODER, num_tokens=T, temperature=temperature, eos_id=2, pad_id=1)(params, tokens, mask, jax.random.key(2))
+    assert out.finished_B.any() and not out.finished_B.all()
+    whole = jnp.concatenate([tokens, out.tokens_BxT], 1), jnp.concatenate([mask, out.mask_BxT], 1)
+    for t, logp, entropy in ((temperature, out.logp_BxT, out.entropy_BxT), (1.0, out.logp1_BxT, out.entropy1_BxT)):
+      scores = jax.jit(lambda p, t=t: score.score(DECODER, p, *whole, T, temperature=t))(params)
+      np.testing.assert_allclose(logp, scores.logp_BxT, atol=1e-5)
+      np.testing.assert_allclose(entropy, scores.entropy_BxT, atol=1e-5)
+
+  def test_monte_carlo_entropy_is_unbiased_at_temperature_1_only(self):
+    # policy_entropy.md B1: -mean(logp) against the mean exact entropy, sampled at 1 and at .8.
+    params = jax.jit(TABLE.init)(jax.random.key(0))
+    for temperature, low, high in ((1.0, -3, 3), (0.8, -np.inf, -3)):
+      out = sampler(TABLE, num_tokens=3, temperature=temperature)(params, *prompts(4000), jax.random.key(3))
+      gap = np.asarray(-out.logp1_BxT - out.entropy1_BxT).mean(1)
+      assert low < z_score(gap, 0.0) < high
+      own = np.asarray(-out.logp_BxT - out.entropy_BxT).mean(1)
+      assert abs(z_score(own, 0.0)) < 3
+
+  def test_against_a_plain_loop_without_early_stop(self):
+    params = jax.jit(TABLE.init)(jax.random.key(4))
+    tokens, mask = prompts(6)
+    key = jax.random.key(11)
+    out = sampler(TABLE, num_tokens=3, eos_id=0, pad_id=3)(params, tokens, mask, key)
+    cache, z = jax.jit(TABLE.start, static_argnums=3)(params, tokens, mask, 3)
+    step = jax.jit(TABLE.step)
+    done = np.zeros(6, bool)
+    for t in range(3):
+      drawn = np.argmax(z + jax.random.gumbel(jax.random.fold_in(key, t), z.shape), axis=-1)
+      drawn = np.where(done, 3, drawn)
+      np.testing.assert_array_equal(out.tokens_BxT[:, t], drawn)
+      np.testing.assert_array_equal(out.mask_BxT[:, t], ~done)
+      logp = scipy.special.log_softmax(z, axis=1)[np.arange(6), drawn]
+      np.testing.assert_allclose(out.logp_BxT[:, t], np.where(done, 0, logp), atol=1e-6)
+      done |= drawn == 0
+      cache, z = step(params, cache, jnp.asarray(drawn))
+    np.testing.assert_array_equal(out.finished_B, done)
+    assert done.any() and not done.all()
+
+  def test_stops_when_all_rows_have_ended(self):
+    steps = []
+
+    def counted(params, cache, token):
+      jax.debug.callback(lambda: steps.append(1))
+      return TABLE.step(params, cache, token)
+
+    params = {tabular.TABLE: jnp.zeros((2, 3, 3, 4)).at[:, :, :, 1].set(100.0)}  # token 1, always
+    run = sampler(TABLE._replace(step=counted), num_tokens=3, eos_id=1)
+    out = jax.block_until_ready(run(params, *prompts(4), jax.random.key(0)))
+    jax.effects_barrier()
+    assert not steps and out.finished_B.all()
+    np.testing.assert_array_equal(out.mask_BxT, [[True, False, False]] * 4)
+    np.testing.assert_array_equal(out.tokens_BxT, [[1, 0, 0]] * 4)
+    run = sampler(TABLE._replace(step=counted), num_tokens=3, eos_id=2)
+    jax.block_until_ready(run(params, *prompts(4), jax.random.key(0)))
+    jax.effects_barrier()
+    assert len(steps) == 2  # the last token is never read
+
+  def test_masked_slots_are_empty(self):
+    params = jax.jit(TABLE.init)(jax.random.key(4))
+    out = sampler(TABLE, num_tokens=3, eos_id=0, pad_id=9, temperature=2.0)(params, *prompts(64), jax.random.key(0))
+    off = ~np.asarray(out.mask_BxT)
+    assert off.any() and np.all(np.asarray(out.tokens_BxT)[off] == 9)
+    for x in (out.logp_BxT, out.entropy_BxT, out.logp1_BxT, out.entropy1_BxT):
+      assert not np.any(np.asarray(x)[off])
+    # The mask is a prefix that holds the end of sequence, once.
+    ends = np.sum((np.asarray(out.tokens_BxT) == 0) & ~off, axis=1)
+    np.testing.assert_array_equal(ends, out.finished_B)
+    np.testing.assert_array_equal(np.sort(off, axis=1), off)
+
+  def test_deterministic_in_the_key(self):
+    params = jax.jit(TABLE.init)(jax.random.key(0))
+    run = sampler(TABLE, num_tokens=3)
+    a, b, c = (run(params, *prompts(32), jax.random.key(k)).tokens_BxT for k in (1, 1, 2))
+    np.testing.assert_array_equal(a, b)
+    assert np.any(a != c)
+
+  def test_greedy_follows_the_largest_logit(self):
+    params = jax.jit(TABLE.init)(jax.random.key(0))
+    table = np.asarray(params[tabular.TABLE])
+    out = sampler(TABLE, num_tokens=3, temperature=0)(params, *prompts(2), jax.random.key(0))
+    for prompt in (0, 1):
+      state = 0
+      for t in range(3):
+        token = int(table[prompt, t, state].argmax())
+        assert out.tokens_BxT[prompt, t] == token
+        np.testing.assert_allclose(out.logp1_BxT[prompt, t], scipy.special.log_softmax(table[prompt, t, state])[token], rtol=1e-5)
+        state = (state + token) % 3
+    assert not out.logp_BxT.any() and not out.entropy_BxT.any()
+
+  def test_seeds_are_vmapped(self):
+    params = jax.jit(jax.vmap(TABLE.init))(jax.random.split(jax.random.key(0), 3))
+    keys = jax.random.split(jax.random.key(1), 3)
+    run = lambda params, key: generate.generate(TABLE, params, *prompts(8), key, num_tokens=3, eos_id=1)
+    together = jax.jit(jax.vmap(run))(params, keys)
+    alone = jax.jit(run)(jax.tree.map(lambda x: x[2], params), keys[2])
+    last = jax.tree.map(lambda x: x[2], together)
+    np.testing.assert_array_equal(last.tokens_BxT, alone.tokens_BxT)
+    np.testing.assert_array_equal(last.mask_BxT, alone.mask_BxT)
+    np.testing.assert_allclose(last.logp_BxT, alone.logp_BxT, atol=1e-6)
+
+  @pytest.mark.parametrize(
+    'kwargs, message',
+    [
+      ({'num_tokens': 0}, 'num_tokens is 0'),
+      ({'num_tokens': 2, 'temperature': -0.5}, 'temperature is -0.5: give 0 for greedy'),
+      ({'num_tokens': 2, 'temperature': float('nan')}, 'temperature is nan'),
+    ],
+  )
+  def test_bad_arguments(self, kwargs, message):
+    with pytest.raises(UserError, match=message):
+      generate.generate(TABLE, jax.jit(TABLE.init)(jax.random.key(0)), *prompts(2), jax.random.key(0), **kwargs)
+
+  def test_bad_prompts(self):
+    with pytest.raises(UserError, match=r'prompt tokens have shape \(2, 0\)'):
+      generate.generate(TABLE, {}, jnp.zeros((2, 0), jnp.int32), jnp.zeros((2, 0), bool), jax.random.key(0), num_tokens=1)

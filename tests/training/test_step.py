@@ -1,0 +1,169 @@
+"""The train step: the same numbers for any slicing and any devices, a bad update refused, every row used once an epoch."""
+
+import functools
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from entropy_jax import catalog
+from entropy_jax.data import fork_tokens
+from entropy_jax.models.tabular import TABLE
+from entropy_jax.rollout.batch import group_prompts, token_batch
+from entropy_jax.rollout.generate import generate
+from entropy_jax.training import scanned, state, step
+from entropy_jax.types import UserError
+
+# Everything that looks at the whole batch at once: global ranks, a random choice, a controller.
+COMPOSED = {
+  'advantages': [{'name': 'grpo'}],
+  'weights': [
+    {'name': 'top_entropy', 'kwargs': {'keep': 0.5}},
+    {'name': 'clip_cov', 'kwargs': {'fraction': 0.1, 'low_quantile': 0.5, 'high_quantile': 1.0}},
+  ],
+  'surrogates': [{'name': 'ppo_clip'}],
+  'regularizers': [{'name': 'kl_cov', 'kwargs': {'fraction': 0.1}}, {'name': 'adaptive_entropy', 'kwargs': {'target': 3.0, 'initial': 0.1}}],
+}
+PLAIN = {'advantages': [{'name': 'grpo'}], 'surrogates': [{'name': 'ppo_clip'}]}
+# Not Adam, which would turn the rounding error of a gradient that is 0 into a full step.
+TX = optax.sgd(1.0, momentum=0.9)
+
+
+class Setting:
+  """A small fork_tokens rollout: 4 prompts, 8 responses each, with some of the tokens masked as if the response had ended."""
+
+  def __init__(self, spec):
+    self.objective = catalog.build(spec)
+    task = fork_tokens.make(jax.random.key(0), num_prompts=4, vocab_size=8)
+    self.policy = scanned.policy_of(task)
+    params = self.policy.init(jax.random.key(1))
+    prompt, group = group_prompts(jnp.arange(4)[:, None], 8)
+    real = jnp.ones_like(prompt, bool)
+
+    @jax.jit
+    def rollout():
+      sampled = generate(self.policy, params, prompt, real, jax.random.key(2), num_tokens=6)
+      length_B = jax.random.randint(jax.random.key(3), (32,), 1, 7)
+      sampled = sampled.replace(mask_BxT=jnp.arange(6)[None, :] < length_B[:, None])
+      reward = jax.random.bernoulli(jax.random.key(4), 0.4, (32,)).astype(jnp.float32)
+      return token_batch(prompt, real, sampled, group, reward, jax.random.key(5))
+
+    self.batch = rollout()
+    self.state = jax.jit(lambda: state.create(params, TX, self.objective, self.batch))()
+
+  def learn(self, **options):
+    learn = functools.partial(step.learn, objective=self.objective, policy=self.policy, tx=TX, **options)
+    return jax.jit(learn)(self.state, self.batch)
+
+
+@pytest.fixture(scope='module')
+def composed():
+  return Setting(COMPOSED)
+
+
+@pytest.fixture(scope='module')
+def plain():
+  return Setting(PLAIN)
+
+
+class TestUpdate:
+  @pytest.mark.parametrize('num_slices', [2, 8, 32])
+  def test_slices_change_nothing(self, composed, num_slices):
+    whole, whole_metrics = composed.learn(num_epochs=2)
+    sliced, metrics = composed.learn(num_epochs=2, num_slices=num_slices)
+    chex.assert_trees_all_close(sliced.params, whole.params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(metrics, whole_metrics, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(sliced.objective_state, whole.objective_state, rtol=1e-5)
+
+  def test_eight_devices_change_nothing(self, composed):
+    whole, whole_metrics = composed.learn(num_epochs=2)
+    mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+    place = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec('data') if x.ndim else PartitionSpec()))
+    batch = jax.tree.map(place, composed.batch)
+    learn = functools.partial(step.learn, objective=composed.objective, policy=composed.policy, tx=TX, num_epochs=2)
+    sharded, metrics = jax.jit(learn)(composed.state, batch)
+    chex.assert_trees_all_close(jax.device_get(sharded.params), jax.device_get(whole.params), rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(jax.device_get(metrics), jax.device_get(whole_metrics), rtol=1e-4, atol=1e-6)
+
+  def test_gradient_is_that_of_a_hand_written_loss(self, plain):
+    # One on-policy update of plain SGD: table + lr * sum over tokens of A (onehot - p) / N, written with numpy loops.
+    b = jax.device_get(plain.batch.replace(key=None))
+    table = np.asarray(plain.state.params[TABLE], np.float64)
+    expected, num_tokens = table.copy(), b.mask_BxT.sum()
+    for i in range(32):
+      same = b.reward_B[b.group_B == b.group_B[i]].astype(np.float64)
+      advantage = (b.reward_B[i] - same.mean()) / (same.std(ddof=1) + 1e-6) if same.std() > 0 else 0.0
+      for t in range(6):
+        if b.mask_BxT[i, t]:
+          prompt, token = b.tokens_BxN[i, 0], b.tokens_BxN[i, 1 + t]
+          p = np.exp(table[prompt, t, 0]) / np.exp(table[prompt, t, 0]).sum()
+          expected[prompt, t, 0] += 2.0 * advantage * (np.eye(8)[token] - p) / num_tokens
+    start = state.create(plain.state.params, optax.sgd(2.0), plain.objective, plain.batch)
+    learn = functools.partial(step.learn, objective=plain.objective, policy=plain.policy, tx=optax.sgd(2.0))
+    found, _ = jax.jit(learn)(start, plain.batch)
+    np.testing.assert_allclose(found.params[TABLE], expected, rtol=1e-4, atol=1e-5)
+
+  def test_kl_cov_is_nothing_on_policy(self, plain):
+    # With one update a rollout the log-ratio is 0 everywhere, and the penalty's gradient at 0 is 0; jnp.abs would push with 5.
+    kl_cov = {'name': 'kl_cov', 'kwargs': {'fraction': 0.2, 'coef': 5.0}}
+    found = Setting({'advantages': [{'name': 'grpo'}], 'surrogates': [{'name': 'importance'}], 'regularizers': [kl_cov]})
+    chex.assert_trees_all_close(found.learn()[0].params, plain.learn()[0].params, rtol=1e-6)
+    # Off-policy, from the second update on, it is something.
+    difference = found.learn(num_epochs=3)[0].params[TABLE] - plain.learn(num_epochs=3)[0].params[TABLE]
+    assert np.abs(np.asarray(difference)).max() > 1e-4
+
+  def test_bad_update_is_refused_and_counted(self, plain):
+    bad = plain.batch.replace(reward_B=plain.batch.reward_B.at[3].set(jnp.nan))
+    learn = functools.partial(step.learn, objective=plain.objective, policy=plain.policy, tx=TX)
+    after, metrics = jax.jit(learn)(plain.state, bad)
+    chex.assert_trees_all_equal(after.params, plain.state.params)
+    chex.assert_trees_all_equal(after.opt_state, plain.state.opt_state)
+    assert int(after.num_rejected) == 1 and int(after.num_updates) == 1
+    assert not np.isfinite(metrics['loss/value'])
+
+  def test_good_update_moves_and_is_not_counted_as_bad(self, plain):
+    after, metrics = plain.learn()
+    assert int(after.num_rejected) == 0 and np.isfinite(metrics['loss/value'])
+    assert np.abs(np.asarray(after.params[TABLE] - plain.state.params[TABLE])).max() > 1e-3
+
+
+class TestLearn:
+  def test_structure_never_changes(self, composed):
+    after, _ = composed.learn(num_epochs=2, num_minibatches=2)
+    chex.assert_trees_all_equal_structs(after, composed.state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, composed.state)
+
+  def test_minibatches_use_every_row_once_an_epoch(self, plain):
+    seen = []
+
+    def plan(objective_state, batch):
+      jax.debug.callback(lambda rows: seen.append(rows.tolist()), batch.sequence_B)
+      return plain.objective.plan(objective_state, batch)
+
+    spy = plain.objective._replace(plan=plan)
+    learn = functools.partial(step.learn, objective=spy, policy=plain.policy, tx=TX, num_epochs=2, num_minibatches=4)
+    jax.block_until_ready(jax.jit(learn)(plain.state, plain.batch))
+    jax.effects_barrier()
+    assert [len(rows) for rows in seen] == [8] * 8
+    epochs = [list(itertools.chain(*seen[:4])), list(itertools.chain(*seen[4:]))]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(32))
+    assert epochs[0] != epochs[1]
+
+  def test_counts_every_update(self, plain):
+    after, _ = plain.learn(num_epochs=3, num_minibatches=2)
+    assert int(after.num_updates) == 6
+
+  @pytest.mark.parametrize('options', [{'num_minibatches': 5}, {'num_minibatches': 0}, {'num_slices': 7}])
+  def test_batch_that_does_not_divide_is_refused(self, plain, options):
+    with pytest.raises(UserError, match=r'does not divide the batch of 32 sequences; use one of 1, 2, 4, 8, 16, 32'):
+      plain.learn(**options)
+
+  def test_statistics_of_the_behaviour_policy_are_scored(self, plain):
+    found = Setting({'advantages': [{'name': 'optimal_token_baseline'}], 'surrogates': [{'name': 'reinforce'}]})
+    after, metrics = found.learn()
+    assert np.isfinite(metrics['loss/value']) and int(after.num_rejected) == 0
