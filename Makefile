@@ -32,7 +32,7 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 test: lint types  ## lint and types gate the tests
-	$(RUN) pytest -n 2 --dist worksteal
+	$(RUN) pytest -n 2 --dist loadgroup
 
 docs: venv  ## METHODS.md is generated from the catalog
 	$(RUN) entropy_jax.catalog > METHODS.md

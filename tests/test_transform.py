@@ -3,7 +3,6 @@
 import inspect
 
 import chex
-import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from entropy_jax import transform
 from entropy_jax.types import Room, RunFacts, Terms, TokenBatch, Transform, UserError, VocabStat
+from tests import helpers
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
 
@@ -265,7 +265,7 @@ class TestNoteFraction:
     assert note(FACTS, hyper={'fraction': 1e-3}) is None
     assert note(FACTS, hyper={'fraction': 2e-4}) == (
       'kl_cov: fraction=0.0002 of at most 1000 tokens is less than one token, so every update takes one token whatever fraction is: '
-      'raise fraction to at least 0.001, or make the batch larger.'
+      'raise fraction to at least 1/1000, or make the batch larger.'
     )
 
 

@@ -3,13 +3,13 @@
 import dataclasses
 
 import chex
-import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from entropy_jax.types import Ratio, Room, TokenBatch, UserError, follows_sequences, take_rows
+from tests import helpers
 
 
 class TestRatio:
@@ -89,7 +89,8 @@ class TestTakeRows:
     assert part.key is batch.key
 
   def test_scalars_and_absent_fields_go_everywhere(self):
-    planned = {'num_sequences': jnp.float32(4), 'kl_cov': {'chosen_BxT': jnp.eye(4, dtype=bool)}, 'adaptive': {'inner': {}, 'scale': jnp.float32(2)}}
+    adaptive = {'inner': {}, 'scale': jnp.float32(2)}
+    planned = {'num_sequences': jnp.float32(4), 'kl_cov': {'chosen_BxT': jnp.eye(4, dtype=bool)}, 'adaptive': adaptive}
     part = take_rows(planned, 1, 2)
     assert part['num_sequences'] == 4 and part['adaptive']['scale'] == 2
     np.testing.assert_array_equal(part['kl_cov']['chosen_BxT'], np.eye(4, dtype=bool)[1:3])

@@ -27,17 +27,18 @@ from entropy_jax.types import UserError
 
 @dataclasses.dataclass(kw_only=True)
 class CountdownConfig(tfds.core.BuilderConfig):
-  """A countdown dataset: the arguments of `countdown.enumerate_problems`, and how many solutions a record holds."""
+  """A countdown dataset: the arguments of `countdown.enumerate_problems`, which problems it keeps, and what a record holds."""
 
   num_numbers: int
   max_number: int = 9
   min_target: int = 1
   max_target: int = 99
-  max_solutions: int | None = None  # None keeps all
+  min_solutions: int = 1  # problems with fewer correct expressions are left out
+  max_solutions: int | None = None  # a record holds at most so many; None keeps all
 
 
 class Countdown(tfds.core.GeneratorBasedBuilder):
-  """All solvable countdown problems with numbers 1..9 and targets 1..99, one record each, split by problem."""
+  """All solvable countdown problems of a config's numbers and targets, one record each, split by problem."""
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'Initial release.'}
@@ -46,6 +47,13 @@ class Countdown(tfds.core.GeneratorBasedBuilder):
   code_path = None
   BUILDER_CONFIGS = [
     CountdownConfig(name='three', description='Three numbers, every solution.', num_numbers=3),
+    CountdownConfig(
+      name='three_many',
+      description='Three numbers up to 15, problems with at least 6 solutions: learnable by a small model in minutes.',
+      num_numbers=3,
+      max_number=15,
+      min_solutions=6,
+    ),
     CountdownConfig(
       name='four',
       description='Four numbers; at most 32 solutions a record, evenly spaced in text order.',
@@ -79,6 +87,7 @@ class Countdown(tfds.core.GeneratorBasedBuilder):
       min_target=config.min_target,
       max_target=config.max_target,
     )
+    problems = {problem: found for problem, found in problems.items() if len(found) >= config.min_solutions}
     return {
       split: self._generate_examples(countdown.split_problems(problems, split)) for split in countdown.SPLIT_ENDS
     }
@@ -107,7 +116,8 @@ def prepare(name: str, data_dir: str | os.PathLike[str]) -> tfds.core.DatasetBui
   another; what an interrupted preparation left is removed and made again.
 
   Args:
-    name: 'countdown/three', 'countdown/four', or a TFDS dataset already prepared to ArrayRecord in data_dir.
+    name: a key of `DATASETS` ('countdown/three', 'countdown/three_many', 'countdown/four'), or a TFDS dataset already prepared to
+      ArrayRecord in data_dir.
     data_dir: folder of all prepared datasets, created where needed.
 
   Returns:

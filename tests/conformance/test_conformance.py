@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import chex
-import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,7 @@ from entropy_jax import catalog
 from entropy_jax.objective import Objective
 from entropy_jax.ops.aggregation import AGGREGATIONS
 from entropy_jax.types import Metrics, PyTree, Ratio, TokenBatch, follows_sequences, take_rows
+from tests import helpers
 
 # Compilation is nearly all of the suite's time, and nothing here is large enough to be worth optimising.
 FAST_COMPILE = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}

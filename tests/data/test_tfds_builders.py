@@ -91,6 +91,16 @@ class TestCountdown:
     assert info.file_format == tfds.core.FileFormat.ARRAY_RECORD
     assert 'each used exactly once' in info.description
 
+  def test_three_many_leaves_out_what_has_few_solutions(self):
+    builder = tfds_builders.Countdown(config='three_many', data_dir='unused', file_format='array_record')
+    splits = builder._split_generators(None)
+    records = {split: [record for _, record in examples] for split, examples in splits.items()}
+    assert {split: len(found) for split, found in records.items()} == {'train': 2033, 'validation': 231, 'test': 236}
+    everything = [record for found in records.values() for record in found]
+    assert min(len(record['solutions']) for record in everything) == 6
+    assert max(record['numbers'].max() for record in everything) == 15
+    assert len({(*record['numbers'].tolist(), record['target']) for record in everything}) == 2500
+
   def test_four_keeps_at_most_32_solutions_spread_over_all(self):
     # The generator alone: writing 23,696 records would test TFDS, not this file.
     builder = tfds_builders.Countdown(config='four', data_dir='unused', file_format='array_record')
@@ -145,7 +155,7 @@ class TestPrepare:
     [('countdwn/three', 'countdown/three'), ('countdown/tree', 'countdown/three'), ('mnits', 'mnist')],
   )
   def test_unknown_name(self, tmp_path, name, suggestion):
-    with pytest.raises(UserError, match=rf"dataset='{name}'.*countdown/three, countdown/four.*mean '{suggestion}'\?"):
+    with pytest.raises(UserError, match=rf"dataset='{name}'.*countdown/three, countdown/three_many, countdown/four.*mean '{suggestion}'\?"):
       tfds_builders.prepare(name, tmp_path)
 
   def test_dataset_of_tfds_that_is_not_prepared(self, tmp_path):

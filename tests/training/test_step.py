@@ -27,7 +27,10 @@ COMPOSED = {
     {'name': 'clip_cov', 'kwargs': {'fraction': 0.1, 'low_quantile': 0.5, 'high_quantile': 1.0}},
   ],
   'surrogates': [{'name': 'ppo_clip'}],
-  'regularizers': [{'name': 'kl_cov', 'kwargs': {'fraction': 0.1}}, {'name': 'adaptive_entropy', 'kwargs': {'target': 3.0, 'initial': 0.1}}],
+  'regularizers': [
+    {'name': 'kl_cov', 'kwargs': {'fraction': 0.1}},
+    {'name': 'adaptive_entropy', 'kwargs': {'target': 3.0, 'initial': 0.1}},
+  ],
 }
 PLAIN = {'advantages': [{'name': 'grpo'}], 'surrogates': [{'name': 'ppo_clip'}]}
 # Not Adam, which would turn the rounding error of a gradient that is 0 into a full step.

@@ -1,0 +1,33 @@
+"""One finished `:tiny` study for all tests that read a run folder, and the command that makes it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def command(workdir: pathlib.Path, *overrides: str) -> list[str]:
+  config = ROOT / 'configs' / 'entropy_mechanism.py'
+  return [sys.executable, '-m', 'experiments.entropy_mechanism', f'--config={config}:tiny', f'--workdir={workdir}', *overrides]
+
+
+def environment() -> dict[str, str]:
+  # One device, as a user has; the cache that the test process itself uses.
+  return os.environ | {'XLA_FLAGS': '', 'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.cache' / 'jax-studies')}
+
+
+def run(workdir: pathlib.Path, *overrides: str) -> subprocess.CompletedProcess:
+  return subprocess.run(command(workdir, *overrides), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.fixture(scope='session')
+def tiny_study(tmp_path_factory) -> pathlib.Path:
+  """The folder of a finished tiny study; tests that use it carry the mark xdist_group('tiny_study'), so that it runs once."""
+  workdir = tmp_path_factory.mktemp('tiny_study')
+  done = run(workdir)
+  assert done.returncode == 0, done.stdout + done.stderr
+  return workdir

@@ -1,0 +1,145 @@
+"""The core study as its users run it: the folder it leaves, its mistakes, and a run that is killed again and again."""
+
+import html.parser
+import json
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from entropy_jax.analysis import mechanism, runs
+from entropy_jax.training import language
+from entropy_jax.training.checkpoints import Checkpoints
+from experiments import entropy_mechanism
+from tests.experiments.conftest import ROOT, command, environment, run
+
+
+class Images(html.parser.HTMLParser):
+  """Counts embedded pictures and notes anything that would be loaded from elsewhere."""
+
+  def __init__(self):
+    super().__init__()
+    self.embedded, self.outside = 0, []
+
+  def handle_starttag(self, tag, attrs):
+    for name, value in attrs:
+      if name == 'src' and tag == 'img' and value.startswith('data:image/png;base64,'):
+        self.embedded += 1
+      elif name in ('src', 'href') and value and not value.startswith(('#', 'data:')):
+        self.outside.append(value)
+
+
+@pytest.mark.xdist_group('tiny_study')
+class TestStudy:
+  def test_report_is_whole_and_self_contained(self, tiny_study):
+    images = Images()
+    images.feed((tiny_study / 'report.html').read_text())
+    assert images.embedded >= 6 and images.outside == []
+    assert len(list((tiny_study / 'figures').glob('*.png'))) == images.embedded
+
+  def test_claims_have_intervals_and_verdicts(self, tiny_study):
+    claims = json.loads((tiny_study / 'claims.json').read_text())
+    assert len(claims) >= 10
+    keys = {'id', 'paper', 'statement', 'metric', 'value', 'interval', 'baseline', 'criterion', 'verdict'}
+    assert all(set(claim) == keys and len(claim['interval']) == 2 for claim in claims)
+    # Two seeds support no claim, whatever their numbers are.
+    assert {claim['verdict'] for claim in claims} == {'inconclusive'}
+
+  def test_folder_keeps_the_contract(self, tiny_study):
+    assert json.loads((tiny_study / 'config.json').read_text())['tabular']['num_seeds'] == 2
+    assert 'jax' in (tiny_study / 'environment.json').read_text()
+    study = runs.load_study(tiny_study)
+    expected = {'.', 'tabular/fork_tokens/grpo/seed_1', 'tabular/mod_sum/kl_cov_1/seed_0', 'countdown/warm_start', 'countdown/seed_1'}
+    assert expected <= set(study)
+    assert np.all(np.isfinite(study['.']['fork_tokens/clip_cov/success']))
+    for name in ('countdown/warm_start', 'countdown/seed_0'):
+      assert (tiny_study / name / 'checkpoints').is_dir() and any((tiny_study / name / 'tensorboard').iterdir())
+    row = study['countdown/seed_0']
+    assert {'rollout/success', 'rollout/entropy', 'policy/covariance', 'policy/entropy_change', 'verdict/correct'} <= set(row)
+    assert {'eval/success', 'eval/entropy'} <= set(row)
+    verdicts = sum(row[name] for name in row if name.startswith('verdict/'))
+    np.testing.assert_allclose(verdicts[np.isfinite(verdicts)], 1.0, rtol=1e-5)
+
+  def test_finished_study_is_only_judged_again(self, tiny_study):
+    before = {p: p.stat().st_mtime_ns for p in tiny_study.rglob('metrics.jsonl') if p.parent != tiny_study}
+    claims = (tiny_study / 'claims.json').read_bytes()
+    mechanism.report(tiny_study)
+    assert (tiny_study / 'claims.json').read_bytes() == claims
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+class TestMistakes:
+  @pytest.mark.parametrize(
+    ('override', 'sentence'),
+    [
+      ('--config.countdown.num_slices=3', 'num_slices=3 does not divide the batch of 16 sequences; use one of 1, 2, 4, 8, 16'),
+      ('--config.countdown.dataset=countdown/tree', 'countdown/three'),
+      ('--config.countdwn.num_steps=3', 'Did you mean'),
+      ("--config.countdown.objective.surrogates[0].name=ppo_clop", "Did you mean 'ppo_clip'"),
+      ('--config.countdown.objective.surrogates[0].kwargs.low=-1.0', 'low=-1.0 is outside [0'),
+    ],
+  )  # fmt: skip
+  def test_one_sentence_before_anything_runs(self, tmp_path, override, sentence):
+    done = run(tmp_path / 'run', override)
+    assert done.returncode == 2 and sentence in done.stderr
+    assert 'Traceback' not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / 'run' / 'tabular').exists()
+
+
+SMALL = ('--config.tabular.num_seeds=0', '--config.countdown.num_seeds=1', '--config.countdown.num_eval_samples=2')
+
+
+def progress(workdir: pathlib.Path) -> int:
+  """Rows written so far, warm start and reinforcement together."""
+  return sum(len(p.read_bytes().splitlines()) for p in workdir.rglob('metrics.jsonl'))
+
+
+def final_state(workdir: pathlib.Path):
+  """The last checkpoint of the reinforcement run."""
+  module = entropy_mechanism
+  import configs.entropy_mechanism as configs
+
+  config = configs.get_config('tiny').countdown
+  parts = module.Countdown.build(config)
+  example = language.example_batch(config.num_prompts * config.group_size, 10, 8)
+  template = language.initial_state(parts.policy, None, jax.random.key(0), parts.tx, parts.objective, example)
+  checkpoints = Checkpoints(workdir / 'countdown' / 'seed_0' / 'checkpoints')
+  step, state, host = checkpoints.restore_latest(template)
+  checkpoints.close()
+  return step, jax.device_get(state), host
+
+
+class TestKill:
+  def test_five_kills_leave_the_bits_of_an_undisturbed_run(self, tmp_path):
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    done = run(whole, *SMALL)
+    assert done.returncode == 0, done.stderr
+    total = progress(whole)
+    # Five moments over the length of the run, each at a random row and a random fraction of a step after it.
+    rng = random.Random(7)
+    moments = sorted(rng.sample(range(1, total - 1), 5))
+    kills = 0
+    for moment in moments:
+      process = subprocess.Popen(command(killed, *SMALL), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+      while process.poll() is None and (not killed.exists() or progress(killed) < moment):
+        time.sleep(0.01)
+      time.sleep(rng.uniform(0.0, 0.1))
+      process.send_signal(signal.SIGKILL)
+      kills += process.wait() == -signal.SIGKILL
+    assert kills >= 4, 'the run finished before it could be killed'
+    done = run(killed, *SMALL)
+    assert done.returncode == 0, done.stderr
+    for name in ('warm_start', 'seed_0'):
+      assert (killed / 'countdown' / name / 'metrics.jsonl').read_bytes() == (whole / 'countdown' / name / 'metrics.jsonl').read_bytes()
+    step, state, host = final_state(whole)
+    again = final_state(killed)
+    assert again[0] == step and again[2] == host
+    for a, b in zip(jax.tree.leaves(again[1]), jax.tree.leaves(state), strict=True):
+      assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    shutil.rmtree(tmp_path)

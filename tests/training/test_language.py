@@ -1,0 +1,109 @@
+"""Text runs: imitation raises the likelihood of the answers, a rollout step logs what it promises, evaluation counts exactly."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from entropy_jax import catalog
+from entropy_jax.data import countdown, pipeline, tokenizers, verifiers
+from entropy_jax.models import presets
+from entropy_jax.models.transformer import transformer_policy
+from entropy_jax.training import language
+
+TOKENIZER = tokenizers.CharacterTokenizer(tokenizers.COUNTDOWN_ALPHABET)
+POLICY = transformer_policy(presets.preset('study_tiny', vocab_size=TOKENIZER.vocab_size, num_layers=1))
+PROBLEMS = sorted(countdown.enumerate_problems(num_numbers=3, max_number=3).items())
+TX = optax.adam(3e-3)
+
+
+@pytest.fixture(scope='module')
+def problems():
+  keys, answers = zip(*PROBLEMS)
+  prompts = tuple(countdown.prompt_text(*key) for key in keys)
+  return pipeline.Problems(np.array([k.numbers for k in keys], np.int32), np.array([k.target for k in keys], np.int32), prompts, answers)
+
+
+def verify(answers, rows):
+  return verifiers.countdown_rewards(answers, pipeline.problems_of(rows))
+
+
+def common(problems):
+  return {'verify': verify, 'decode': TOKENIZER.decode_batch, 'num_tokens': problems.response_length(), 'eos_id': tokenizers.EOS}
+
+
+class TestSupervisedBody:
+  def test_imitation_raises_the_likelihood(self, problems):
+    objective = catalog.build({'advantages': [{'name': 'unit'}], 'surrogates': [{'name': 'reinforce'}]})
+    data = pipeline.training_batches(problems, TOKENIZER, batch_size=8, seed=0, supervised=True)
+    example = language.example_batch(8, problems.prompt_length(), problems.response_length())
+    state = language.initial_state(POLICY, None, jax.random.key(0), TX, objective, example)
+    body = language.supervised_body(POLICY, objective, TX)
+    losses = []
+    for k in range(30):
+      state, metrics = body(state, next(data), jax.random.key(k))
+      losses.append(float(metrics['loss/value']))
+    # An untrained policy is near uniform over 22 tokens, ln 22 = 3.09 nats a token.
+    assert abs(losses[0] - np.log(22)) < 0.7 and losses[-1] < 0.75 * losses[0]
+    assert set(metrics) == {'loss/value', 'gradient/norm', 'policy/entropy'}
+
+
+@pytest.fixture(scope='module')
+def step(problems):
+  """One reinforcement step from an untrained policy: (state before its donation, state, metrics)."""
+  objective = catalog.build({'advantages': [{'name': 'grpo'}], 'surrogates': [{'name': 'ppo_clip'}]})
+  data = pipeline.training_batches(problems, TOKENIZER, batch_size=4, seed=0)
+  example = language.example_batch(16, problems.prompt_length(), problems.response_length())
+  state = language.initial_state(POLICY, None, jax.random.key(0), TX, objective, example)
+  # A reward that a policy that knows nothing can earn: the answer has an even number of characters.
+  even = lambda answers, rows: (np.array([len(a) % 2 == 0 for a in answers], np.float32), {'even': sum(len(a) % 2 == 0 for a in answers)})
+  body = language.reinforcement_body(POLICY, objective, TX, group_size=4, **common(problems) | {'verify': even})
+  before = jax.device_get(state.params)
+  state, metrics = body(state, next(data), jax.random.key(1))
+  return before, jax.device_get(state), {name: float(value) for name, value in metrics.items()}
+
+
+class TestReinforcementBody:
+  def test_metrics(self, step, problems):
+    _, state, metrics = step
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert metrics['rollout/success'] == metrics['verdict/even']
+    assert 1 <= metrics['rollout/response_length'] <= problems.response_length()
+    assert 0 < metrics['rollout/entropy'] <= np.log(22) + 1e-3
+    # At temperature 1 both entropies are of one distribution.
+    assert metrics['rollout/entropy_at_temperature_1'] == metrics['rollout/entropy']
+    assert int(state.num_updates) == 1 and int(state.num_rejected) == 0
+
+  def test_parameters_move(self, step):
+    before, state, _ = step
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, state.params)
+    assert max(jax.tree.leaves(moved)) > 1e-4
+
+  def test_first_update_is_on_policy(self, step):
+    # Scored again by a full forward pass, the sampled tokens keep the log-probs of the cached decoder.
+    assert abs(step[2]['policy/kl_from_behaviour']) < 1e-6
+    assert step[2]['surrogate/ppo_clip/clip_fraction'] == 0.0
+
+
+class TestEvaluator:
+  def test_counts_only_valid_rows(self, problems):
+    batches = pipeline.evaluation_batches(problems, TOKENIZER, batch_size=len(problems) + 3)
+    seen = []
+
+    def all_correct(answers, rows):
+      seen.append(len(answers))
+      # Correct on real rows, wrong on the rows that only fill up the batch: counting those would show.
+      return rows['valid_B'].astype(np.float32), {}
+
+    options = common(problems) | {'verify': all_correct}
+    evaluate = language.evaluator(POLICY, batches, num_samples=2, key=jax.random.key(0), **options)
+    found = evaluate(POLICY.init(jax.random.key(0)))
+    assert seen == [2 * (len(problems) + 3)]
+    assert found['success'] == 1.0 and found['pass_at_2'] == 1.0
+    assert 0 < found['entropy'] < np.log(22) + 1e-3
+
+  def test_same_key_same_numbers(self, problems):
+    batches = pipeline.evaluation_batches(problems, TOKENIZER, batch_size=16)
+    evaluate = language.evaluator(POLICY, batches, num_samples=1, key=jax.random.key(0), **common(problems))
+    params = POLICY.init(jax.random.key(0))
+    assert evaluate(params) == evaluate(params)
