@@ -7,7 +7,6 @@ them to ArrayRecord in the same data directory; that may need TensorFlow and is 
 
 import contextlib
 import dataclasses
-import difflib
 import fcntl
 import hashlib
 import io
@@ -22,6 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from entropy_jax.data import countdown
+from entropy_jax.transform import nearest
 from entropy_jax.types import UserError
 
 
@@ -155,7 +155,7 @@ def load(name: str, split: str, data_dir: str | os.PathLike[str]) -> Any:
   builder = prepare(name, data_dir)
   known = list(builder.info.splits)
   if split.split('[')[0] not in known:
-    raise UserError(f'split={split!r}: {name} has the splits {", ".join(known)};{_nearest(split, known)}')
+    raise UserError(f'split={split!r}: {name} has the splits {", ".join(known)}; give one of these.{nearest(split, known)}')
   return builder.as_data_source(split=split)
 
 
@@ -204,17 +204,11 @@ def _already_prepared(name: str, data_dir: str | os.PathLike[str]) -> tfds.core.
       reason = 'is a TFDS dataset that is not prepared in data_dir'
     else:
       names = ', '.join(DATASETS)
-      suggestion = _nearest(name, [*DATASETS, *sorted(theirs)])
-      raise UserError(f'dataset={name!r}: is neither of {names} nor a dataset of TFDS;{suggestion}') from None
+      suggestion = nearest(name, [*DATASETS, *sorted(theirs)])
+      raise UserError(f'dataset={name!r}: is neither of {names} nor a dataset of TFDS; give one of these.{suggestion}') from None
   else:
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
       return builder
     reason = f'is prepared in data_dir as {builder.info.file_format.value}, which cannot be read without TensorFlow'
   command = f'tfds build {name} --file_format=array_record --data_dir={os.fspath(data_dir)}'
   raise UserError(f'dataset={name!r}: {reason}; run `{command}` where TensorFlow is installed.')
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-  """The suggestion that ends an error message."""
-  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-  return f' did you mean {close[0]!r}?' if close else ' give one of these.'

@@ -8,7 +8,7 @@ carries about 2e-7 nats of rounding, so average many rows before reading changes
 import jax
 import jax.numpy as jnp
 
-from entropy_jax.ops import categorical, groups, masked, selection
+from entropy_jax.ops import categorical, covariance, groups, masked, selection
 from entropy_jax.types import Metrics, Ratio, VocabStat
 
 
@@ -209,9 +209,7 @@ def token_covariance(logp_BxT: jax.Array, advantage_BxT: jax.Array, mask_BxT: ja
   >>> [round(s, 4) for s in score[0].tolist()], round(float(mean.compute()), 4)
   ([2.7465, -0.7586, -0.9678, 1.2359], 0.564)
   """
-  logp, advantage = (jax.lax.stop_gradient(masked.zero(x, mask_BxT)) for x in (logp_BxT, advantage_BxT))
-  product = (logp - masked.mean(logp, mask_BxT)) * (advantage - masked.mean(advantage, mask_BxT))
-  score_BxT = masked.zero(product, mask_BxT)
+  score_BxT = covariance.token_covariance(logp_BxT, advantage_BxT, mask_BxT)
   return score_BxT, masked.mean_ratio(score_BxT, mask_BxT)
 
 

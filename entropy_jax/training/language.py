@@ -57,7 +57,7 @@ def supervised_body(policy: Policy, objective: Objective, tx: optax.GradientTran
     batch = token_batch(*prompt, given, jnp.arange(num_sequences, dtype=jnp.int32), reward_B, key)
     state, metrics = step.learn(state, batch, objective=objective, policy=policy, tx=tx)
     # The responses were not sampled from the policy, so distances from a behaviour policy and covariances mean nothing here.
-    return state, {k: v for k, v in metrics.items() if k in ('loss/value', 'gradient/norm', 'policy/entropy')}
+    return state, {k: v for k, v in metrics.items() if k in ('update/loss', 'update/gradient_norm', 'policy/entropy')}
 
   def body(state: TrainState, rows: Rows, key: jax.Array) -> tuple[TrainState, Metrics]:
     return learn(state, _tokens(rows), key)

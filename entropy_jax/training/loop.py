@@ -29,7 +29,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from entropy_jax.training.checkpoints import Checkpoints, say
-from entropy_jax.training.progress import Clock, Progress
+from entropy_jax.training.progress import Clock, Progress, pick
 from entropy_jax.training.writers import METRICS, MetricWriter
 from entropy_jax.transform import nearest
 from entropy_jax.types import PyTree, UserError
@@ -174,8 +174,8 @@ class _Rows:
     before = 'no finite values came before'
     if self._last is not None:
       row = self._last[1]
-      wanted = [*names, *(n for n in ('loss', 'gradient_norm', 'entropy') if n in row and n not in names)]
-      values = ', '.join(f'{name} {row[name]:.6g}' for name in wanted[:6] if name in row) or 'nothing of the kind'
+      shown = {name: row[name] for name in names if name in row} | pick(row, ('loss', 'gradient_norm', 'entropy'))
+      values = ', '.join(f'{name} {value:.6g}' for name, value in list(shown.items())[:6]) or 'nothing of the kind'
       before = f'the last finite values, of step {self._last[0]}, are {values}'
     raise NonFiniteError(
       f'step {step}: {what}; {before}; {self._where_good()}; the same command would end here again,'

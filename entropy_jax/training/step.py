@@ -112,7 +112,7 @@ def _apply(
   # Selected on the device: a bad update never reaches the parameters, and no host sync is needed to know that it was bad.
   kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
   kept = kept.replace(num_updates=state.num_updates + 1, num_rejected=state.num_rejected + (~finite).astype(jnp.int32))
-  return kept, metrics | {'loss/value': loss, 'gradient/norm': norm}
+  return kept, metrics | {'update/loss': loss, 'update/gradient_norm': norm}
 
 
 def learn(

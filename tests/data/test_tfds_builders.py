@@ -199,7 +199,7 @@ class TestOtherDatasets:
 
 class TestLoad:
   def test_unknown_split(self, data_dir):
-    with pytest.raises(UserError, match=r"split='vaildation'.*did you mean 'validation'"):
+    with pytest.raises(UserError, match=r"split='vaildation'.*Did you mean 'validation'"):
       tfds_builders.load('countdown/three', 'vaildation', data_dir)
 
 

@@ -42,10 +42,10 @@ class TestSupervisedBody:
     losses = []
     for k in range(30):
       state, metrics = body(state, next(data), jax.random.key(k))
-      losses.append(float(metrics['loss/value']))
-    # An untrained policy is near uniform over 22 tokens, ln 22 = 3.09 nats a token.
-    assert abs(losses[0] - np.log(22)) < 0.7 and losses[-1] < 0.75 * losses[0]
-    assert set(metrics) == {'loss/value', 'gradient/norm', 'policy/entropy'}
+      losses.append(float(metrics['update/loss']))
+    # An untrained policy is no better than the uniform one over 22 tokens, ln 22 = 3.09 nats a token.
+    assert losses[0] > 3.0 and losses[-1] < 0.5 * losses[0] and losses[-1] < 2.0
+    assert set(metrics) == {'update/loss', 'update/gradient_norm', 'policy/entropy'}
 
 
 @pytest.fixture(scope='module')

@@ -29,7 +29,7 @@ def plain():
 class TestRun:
   def test_exact_curves_have_one_point_more_than_the_steps(self, plain):
     assert plain['exact/success'].shape == plain['exact/entropy_fork'].shape == (2, 13)
-    assert plain['loss/value'].shape == plain['exact/entropy_change_measured'].shape == (2, 12)
+    assert plain['update/loss'].shape == plain['exact/entropy_change_measured'].shape == (2, 12)
     assert all(np.all(np.isfinite(values)) for values in plain.values())
 
   def test_it_learns_and_loses_entropy_at_the_forks(self, plain):

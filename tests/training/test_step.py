@@ -127,11 +127,11 @@ class TestUpdate:
     chex.assert_trees_all_equal(after.params, plain.state.params)
     chex.assert_trees_all_equal(after.opt_state, plain.state.opt_state)
     assert int(after.num_rejected) == 1 and int(after.num_updates) == 1
-    assert not np.isfinite(metrics['loss/value'])
+    assert not np.isfinite(metrics['update/loss'])
 
   def test_good_update_moves_and_is_not_counted_as_bad(self, plain):
     after, metrics = plain.learn()
-    assert int(after.num_rejected) == 0 and np.isfinite(metrics['loss/value'])
+    assert int(after.num_rejected) == 0 and np.isfinite(metrics['update/loss'])
     assert np.abs(np.asarray(after.params[TABLE] - plain.state.params[TABLE])).max() > 1e-3
 
 
@@ -169,4 +169,4 @@ class TestLearn:
   def test_statistics_of_the_behaviour_policy_are_scored(self, plain):
     found = Setting({'advantages': [{'name': 'optimal_token_baseline'}], 'surrogates': [{'name': 'reinforce'}]})
     after, metrics = found.learn()
-    assert np.isfinite(metrics['loss/value']) and int(after.num_rejected) == 0
+    assert np.isfinite(metrics['update/loss']) and int(after.num_rejected) == 0
