@@ -222,12 +222,16 @@ def predicted_against_measured(
   series: Mapping[str, tuple[np.ndarray, np.ndarray]],
   *,
   quantity: str = 'entropy change a step (nats)',
+  predictor: str | None = None,
   styles: Mapping[str, Style] | None = None,
 ) -> Figure:
   """Measured against predicted values with the line y = x; each series' correlations are in the legend.
 
   Args:
     series: name -> (predicted_M, measured_M), any shape, all seeds and steps together.
+    quantity: what is measured, with its unit.
+    predictor: None where the prediction is in the same unit; else the label of a predictor of sign and rank alone, which is drawn on
+      an axis of its own, with the zero lines in place of y = x.
   """
   styles = styles or styles_for(list(series))
   figure, (axes,) = _figure(rows=1, height=5.2)
@@ -236,7 +240,13 @@ def predicted_against_measured(
   low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
   pad = 0.05 * (high - low) or 1.0
   limits = (low - pad, high + pad)
-  axes.axline((0.0, 0.0), slope=1.0, color=MUTED, linewidth=1.0, zorder=1, label='prediction = measurement')
+  if predictor is None:
+    axes.axline((0.0, 0.0), slope=1.0, color=MUTED, linewidth=1.0, zorder=1, label='prediction = measurement')
+    axes.set(xlim=limits, ylim=limits, xlabel=f'predicted {quantity}', ylabel=f'measured {quantity}')
+  else:
+    axes.axhline(0.0, color=MUTED, linewidth=1.0, zorder=1)
+    axes.axvline(0.0, color=MUTED, linewidth=1.0, zorder=1)
+    axes.set(xlabel=predictor, ylabel=f'measured {quantity}')
   for name, (predicted, measured) in series.items():
     predicted, measured = np.ravel(predicted), np.ravel(measured)
     r, rho = statistics.correlation(predicted, measured), statistics.rank_correlation(predicted, measured)
@@ -245,7 +255,6 @@ def predicted_against_measured(
       alpha=float(np.clip(10 / np.sqrt(max(predicted.size, 1)), 0.25, 0.8)), markeredgewidth=0,
       label=f'{name}: r = {r:.3f}, rank correlation = {rho:.3f}',
     )  # fmt: skip
-  axes.set(xlim=limits, ylim=limits, xlabel=f'predicted {quantity}', ylabel=f'measured {quantity}')
   axes.set_box_aspect(1)
   axes.locator_params(nbins=6)
   _legend_below(figure, axes, columns=1 if len(series) < 3 else 2)

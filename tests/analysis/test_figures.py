@@ -215,6 +215,12 @@ class TestPredictedAgainstMeasured:
     assert axes.get_xlim() == axes.get_ylim() and axes.get_box_aspect() == 1
     assert axes.get_xlabel() == 'predicted entropy change a step (nats)'
 
+  def test_predictor_of_another_unit_has_its_own_axis_and_no_identity_line(self):
+    series = {'GRPO': (np.array([-0.1, -0.2, 0.05]), np.array([-1.0, -3.0, 0.5]))}
+    (axes,) = F.predicted_against_measured(series, predictor='minus the covariance').axes
+    assert axes.get_xlabel() == 'minus the covariance' and axes.get_xlim() != axes.get_ylim()
+    assert not any('prediction = measurement' in str(line.get_label()) for line in axes.lines)
+
   def test_nothing_finite_or_constant(self):
     nothing = {'empty': (np.full(3, np.nan), np.zeros(3)), 'none': (np.zeros(0), np.zeros(0))}
     figure = F.predicted_against_measured(nothing)
