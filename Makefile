@@ -32,7 +32,7 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 test: lint types  ## lint and types gate the tests
-	$(RUN) pytest -n 2 --dist loadgroup
+	$(RUN) pytest -n 2 --dist loadfile
 
 docs: venv  ## METHODS.md is generated from the catalog
 	$(RUN) entropy_jax.catalog > METHODS.md

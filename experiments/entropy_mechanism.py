@@ -43,6 +43,8 @@ def main(config: Any, workdir: pathlib.Path) -> None:
   objectives = {name: catalog.build(spec.to_dict()) for name, spec in config.tabular.methods.items()}
   text_run = Countdown.build(config.countdown)
   _warn(config, objectives, text_run.objective)
+  if config.countdown.num_seeds:  # seconds, and a mistake in its name shows before the tables run for minutes
+    tfds_builders.prepare(config.countdown.dataset, workdir / 'countdown' / config.countdown.data_dir)
   for task in TASKS if config.tabular.num_seeds else ():
     tabular(task, config, objectives, workdir / 'tabular' / task)
   if config.countdown.num_seeds:
@@ -151,7 +153,6 @@ def countdown(config: Any, parts: Countdown, seed: int, directory: pathlib.Path)
   """One supervised warm start, then a reinforcement run a seed from it."""
   tokenizer, policy, imitation, imitation_tx, objective, tx = parts
   data_dir = directory / config.data_dir
-  tfds_builders.prepare(config.dataset, data_dir)
   problems = {s: pipeline.Problems.read(tfds_builders.load(config.dataset, s, data_dir)) for s in ('train', 'validation', 'test')}
   (directory / 'dataset.json').write_text(json.dumps({s: {'problems': len(p), 'digest': p.digest} for s, p in problems.items()}))
   prompt_length = max(p.prompt_length() for p in problems.values())

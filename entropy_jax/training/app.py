@@ -206,10 +206,12 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[st
 
   >>> first_difference({'a': 1, 'b': {'c': 2}}, {'a': 1, 'b': {'c': 3}})
   ('b.c', '2', '3')
+  >>> first_difference({'a': [{'x': 1, 'y': 2}]}, {'a': [{'y': 2, 'x': 1}]}) is None     # the order of keys is no difference
+  True
   """
   a, b = _flat(dict(old)), _flat(dict(new))
   for key in sorted(a.keys() | b.keys()):
-    left, right = (json.dumps(flat[key]) if key in flat else 'absent' for flat in (a, b))
+    left, right = (json.dumps(flat[key], sort_keys=True) if key in flat else 'absent' for flat in (a, b))
     if left != right:
       return key, left, right
   return None

@@ -1,5 +1,6 @@
 """One finished `:tiny` study for all tests that read a run folder, and the command that makes it."""
 
+import fcntl
 import os
 import pathlib
 import subprocess
@@ -26,8 +27,13 @@ def run(workdir: pathlib.Path, *overrides: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope='session')
 def tiny_study(tmp_path_factory) -> pathlib.Path:
-  """The folder of a finished tiny study; tests that use it carry the mark xdist_group('tiny_study'), so that it runs once."""
-  workdir = tmp_path_factory.mktemp('tiny_study')
-  done = run(workdir)
-  assert done.returncode == 0, done.stdout + done.stderr
+  """The folder of a finished tiny study, run once for all workers of the suite."""
+  base = tmp_path_factory.getbasetemp()
+  shared = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+  workdir = shared / 'tiny_study'
+  with open(shared / 'tiny_study.lock', 'w', encoding='utf-8') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (workdir / 'report.html').exists():
+      done = run(workdir)
+      assert done.returncode == 0, done.stdout + done.stderr
   return workdir

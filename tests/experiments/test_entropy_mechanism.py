@@ -4,7 +4,6 @@ import html.parser
 import json
 import pathlib
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs.entropy_mechanism import get_config
 from entropy_jax.analysis import mechanism, runs
 from entropy_jax.training import language
 from entropy_jax.training.checkpoints import Checkpoints
@@ -35,7 +35,6 @@ class Images(html.parser.HTMLParser):
         self.outside.append(value)
 
 
-@pytest.mark.xdist_group('tiny_study')
 class TestStudy:
   def test_report_is_whole_and_self_contained(self, tiny_study):
     images = Images()
@@ -92,22 +91,22 @@ class TestMistakes:
     assert not (tmp_path / 'run' / 'tabular').exists()
 
 
-SMALL = ('--config.tabular.num_seeds=0', '--config.countdown.num_seeds=1', '--config.countdown.num_eval_samples=2')
-
-
-def progress(workdir: pathlib.Path) -> int:
-  """Rows written so far, warm start and reinforcement together."""
-  return sum(len(p.read_bytes().splitlines()) for p in workdir.rglob('metrics.jsonl'))
+# Text runs alone, long enough to be killed five times: 80 rollouts with a checkpoint after every third.
+SMALL = (
+  '--config.tabular.num_seeds=0',
+  '--config.countdown.num_seeds=1',
+  '--config.countdown.warm_start.num_steps=60',
+  '--config.countdown.num_steps=80',
+  '--config.countdown.checkpoint_every=3',
+  '--config.countdown.evaluate_every=20',
+)
 
 
 def final_state(workdir: pathlib.Path):
   """The last checkpoint of the reinforcement run."""
-  module = entropy_mechanism
-  import configs.entropy_mechanism as configs
-
-  config = configs.get_config('tiny').countdown
-  parts = module.Countdown.build(config)
-  example = language.example_batch(config.num_prompts * config.group_size, 10, 8)
+  config = get_config('tiny').countdown
+  parts = entropy_mechanism.Countdown.build(config)
+  example = language.example_batch(config.num_prompts * config.group_size, 13, 11)
   template = language.initial_state(parts.policy, None, jax.random.key(0), parts.tx, parts.objective, example)
   checkpoints = Checkpoints(workdir / 'countdown' / 'seed_0' / 'checkpoints')
   step, state, host = checkpoints.restore_latest(template)
@@ -120,19 +119,18 @@ class TestKill:
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     done = run(whole, *SMALL)
     assert done.returncode == 0, done.stderr
-    total = progress(whole)
-    # Five moments over the length of the run, each at a random row and a random fraction of a step after it.
-    rng = random.Random(7)
-    moments = sorted(rng.sample(range(1, total - 1), 5))
-    kills = 0
-    for moment in moments:
+    rng, until_training = random.Random(7), None
+    for _ in range(5):
       process = subprocess.Popen(command(killed, *SMALL), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-      while process.poll() is None and (not killed.exists() or progress(killed) < moment):
+      started = time.monotonic()
+      while until_training is None:  # of the first start; the others take as long
+        assert process.poll() is None
         time.sleep(0.01)
-      time.sleep(rng.uniform(0.0, 0.1))
+        if (killed / 'countdown' / 'warm_start' / 'metrics.jsonl').exists():
+          until_training = time.monotonic() - started
+      time.sleep(max(started + until_training + rng.uniform(0.0, 2.5) - time.monotonic(), 0.0))
       process.send_signal(signal.SIGKILL)
-      kills += process.wait() == -signal.SIGKILL
-    assert kills >= 4, 'the run finished before it could be killed'
+      assert process.wait() == -signal.SIGKILL, 'the run finished before it could be killed'
     done = run(killed, *SMALL)
     assert done.returncode == 0, done.stderr
     for name in ('warm_start', 'seed_0'):
@@ -142,4 +140,3 @@ class TestKill:
     assert again[0] == step and again[2] == host
     for a, b in zip(jax.tree.leaves(again[1]), jax.tree.leaves(state), strict=True):
       assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    shutil.rmtree(tmp_path)

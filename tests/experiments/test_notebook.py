@@ -71,7 +71,6 @@ def tables(outputs: list[nbformat.NotebookNode]) -> str:
   return '\n'.join(output.data.get('text/markdown', '') for output in outputs if output.output_type == 'display_data')
 
 
-@pytest.mark.xdist_group('tiny_study')
 class TestExecution:
   def test_reads_the_study_it_is_given(self, executed, tiny_study):
     assert printed(executed['setup']).startswith(f'{tiny_study}: 2 tabular tasks, methods grpo, ')
