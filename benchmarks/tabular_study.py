@@ -1,6 +1,6 @@
 """Wall time of the tabular study: plain GRPO and four interventions on fork_tokens, five seeds each, compilation included.
 
-    python benchmarks/tabular_study.py
+    python -m benchmarks.tabular_study
 
 The compilation cache is left off, so every program is compiled. Limit: 60 s on 2 cores.
 """

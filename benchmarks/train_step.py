@@ -1,6 +1,6 @@
 """Seconds of each part of a reinforcement step of the study's transformer, beside a matrix product of as many FLOPs.
 
-    python benchmarks/train_step.py
+    python -m benchmarks.train_step
 
 The product is that of one MLP layer's shapes, repeated to the part's FLOPs: what the same arithmetic costs when nothing else is done.
 """
