@@ -200,8 +200,13 @@ class TestSignals:
       signal.raise_signal(signal.SIGINT)
       raise AssertionError('the second signal did nothing')
 
-    with pytest.raises(KeyboardInterrupt):
-      tiny_run.run(tmp_path, body=body)
+    # A suite started in the background inherits an ignored SIGINT; a user at a terminal has Python's own handler.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+      with pytest.raises(KeyboardInterrupt):
+        tiny_run.run(tmp_path, body=body)
+    finally:
+      signal.signal(signal.SIGINT, before)
 
 
 class TestBetter:
