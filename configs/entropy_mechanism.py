@@ -11,7 +11,54 @@ Claims:   Cui et al., The Entropy Mechanism of Reinforcement Learning for Reason
 
 import ml_collections
 
+from configs import common
+from entropy_jax.models import presets
+from entropy_jax.training import ranges
+from entropy_jax.transform import nearest
+from entropy_jax.types import UserError
+
 ConfigDict = ml_collections.ConfigDict
+VARIANTS = ('', 'tiny')
+
+# What each key may be: entropy_jax/training/ranges.py. What keys may not be together: `validate` of the experiment.
+RANGES = ranges.LAUNCH | {
+  'seed': 'int [0, 2147483647]',
+  'tabular.num_seeds': 'int [0, inf)',
+  'tabular.methods.*': 'objective',
+  **{
+    f'tabular.{task}.{key}': allowed
+    for task in ('fork_tokens', 'mod_sum')
+    for key, allowed in {
+      'num_steps': 'int [1, inf)',
+      'group_size': 'int [1, inf)',
+      'num_epochs': 'int [1, inf)',
+      'learning_rate': '(0, inf)',
+      'matched_success': '(0, 1)',
+    }.items()
+  },
+  'countdown.dataset': 'countdown/three | countdown/three_many | countdown/four',
+  'countdown.data_dir': 'folder',
+  'countdown.num_seeds': 'int [0, inf)',
+  'countdown.model_preset': ' | '.join(presets.PRESETS),
+  'countdown.model': 'decoder',
+  'countdown.warm_start.num_steps': 'int [1, inf)',
+  'countdown.warm_start.batch_size': 'int [1, inf)',
+  'countdown.warm_start.learning_rate': '(0, inf)',
+  'countdown.warm_start.warmup_steps': 'int [0, inf)',
+  'countdown.objective': 'objective',
+  'countdown.num_steps': 'int [1, inf)',
+  'countdown.num_prompts': 'int [1, 65536]',
+  'countdown.group_size': 'int [1, 65536]',
+  'countdown.num_epochs': 'int [1, inf)',
+  'countdown.num_minibatches': 'int [1, inf)',
+  'countdown.num_slices': 'int [1, inf)',
+  'countdown.temperature': '(0, inf)',
+  'countdown.learning_rate': '(0, inf)',
+  'countdown.max_grad_norm': '(0, inf)',
+  'countdown.evaluate_every': 'int [0, inf)',
+  'countdown.num_eval_samples': 'int [1, inf)',
+  'countdown.checkpoint_every': 'int [1, inf)',
+}
 
 
 def _objective(surrogate: str = 'ppo_clip', weights=(), regularizers=(), **surrogate_kwargs) -> ConfigDict:
@@ -46,9 +93,11 @@ def _methods() -> ConfigDict:
 
 def get_config(variant: str = '') -> ConfigDict:
   """The study; variant '' or 'tiny'."""
-  if variant not in ('', 'tiny'):
-    raise ValueError(f'configs/entropy_mechanism.py: unknown variant {variant!r}; allowed: none, tiny.')
+  if variant not in VARIANTS:
+    close = nearest(variant, VARIANTS)
+    raise UserError(f'--config: configs/entropy_mechanism.py has no variant {variant!r}; allowed: tiny, or none.{close}')
   config = ConfigDict()
+  common.run_settings(config)
   config.seed = 0  # root of every key: instances, initial parameters, rollouts, shuffles
 
   config.tabular = ConfigDict()
@@ -73,25 +122,29 @@ def get_config(variant: str = '') -> ConfigDict:
   config.countdown.data_dir = 'data'  # under the workdir unless absolute
   config.countdown.num_seeds = 5  # reinforcement runs from one warm start; 0 leaves the transformer out
   config.countdown.model_preset = 'study_small'  # models.presets
-  config.countdown.model = ConfigDict({'num_layers': 3, 'mlp_width': 272})  # fields of DecoderConfig that replace the preset's
+  config.countdown.model = ConfigDict()  # fields of DecoderConfig that replace the preset's
+  config.countdown.model.num_layers = 3  # blocks
+  config.countdown.model.mlp_width = 272  # hidden width
+  config.countdown.model.dtype = 'float32'  # of the arithmetic; 'bfloat16' is mixed precision: parameters and sums stay float32
+  config.countdown.model.remat = False  # recompute each block in the backward pass: less memory, more time, the same numbers
   config.countdown.warm_start = ConfigDict()
   config.countdown.warm_start.num_steps = 110  # short on purpose: a policy that is sometimes right, as a base model is
-  config.countdown.warm_start.batch_size = 128
+  config.countdown.warm_start.batch_size = 128  # problems with an answer each
   config.countdown.warm_start.learning_rate = 3e-3
-  config.countdown.warm_start.warmup_steps = 50
-  config.countdown.objective = _objective(low=0.2, high=0.2)
+  config.countdown.warm_start.warmup_steps = 50  # of linear growth, then a cosine
+  config.countdown.objective = _objective(low=0.2, high=0.2)  # plain GRPO
   config.countdown.num_steps = 120  # rollouts
   config.countdown.num_prompts = 16  # per rollout
   config.countdown.group_size = 16  # responses per prompt
   config.countdown.num_epochs = 1
   config.countdown.num_minibatches = 1  # 1 update per rollout: on-policy, as in the paper's theorem plots
   config.countdown.num_slices = 1  # gradient accumulation; changes memory, not numbers
-  config.countdown.temperature = 1.0
+  config.countdown.temperature = 1.0  # of sampling, and of what the objective sees
   config.countdown.learning_rate = 3e-4
-  config.countdown.max_grad_norm = 1.0
-  config.countdown.evaluate_every = 30
+  config.countdown.max_grad_norm = 1.0  # clipping by the global norm
+  config.countdown.evaluate_every = 30  # steps; 0: at the end alone
   config.countdown.num_eval_samples = 4  # responses per held-out problem
-  config.countdown.checkpoint_every = 50
+  config.countdown.checkpoint_every = 50  # steps, and at the end
 
   if variant == 'tiny':
     config.tabular.num_seeds = 2

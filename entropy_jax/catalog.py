@@ -5,7 +5,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from entropy_jax import transform
@@ -262,7 +262,7 @@ def _transform(room: str, index: int, given: Any) -> Transform:
     if key not in ('name', 'kwargs'):
       raise UserError(f'{where} has the unknown key {key!r}; allowed: name, kwargs (hyper-parameters belong in kwargs).')
   name = given['name']
-  if name not in CATALOG:
+  if not isinstance(name, str) or name not in CATALOG:
     same_room = [n for n, e in CATALOG.items() if e.room == room]
     close = transform.nearest(str(name), list(CATALOG)) or f' This room has {", ".join(same_room)}.'
     raise UserError(f'{where}: there is no method {name!r}.{close}')
@@ -272,6 +272,9 @@ def _transform(room: str, index: int, given: Any) -> Transform:
   kwargs = given.get('kwargs', {})
   if not isinstance(kwargs, Mapping):
     raise UserError(f'{where}: kwargs={kwargs!r} of {name} is not a dict of hyper-parameters; write {{key: value}}.')
+  for key in kwargs:
+    if not isinstance(key, str):
+      raise UserError(f'{where}: {key!r} is no hyper-parameter of {name}; allowed: {", ".join(found.factory.defaults()) or "none"}.')
   return found.factory(**kwargs)
 
 
@@ -306,6 +309,27 @@ def build(spec: Mapping[str, Any]) -> Objective:
       raise UserError(f"objective: {room}={given!r} is not a list of methods; write [{{'name': ..., 'kwargs': {{...}}}}].")
     transforms += [_transform(room, index, item) for index, item in enumerate(given)]
   return chain(*transforms, aggregate=spec.get('aggregate', 'token_mean'), constant=spec.get('constant'))
+
+
+def check_reads(spec: Mapping[str, Any], absent: Collection[str]) -> None:
+  """Refuses an objective whose methods read what a run does not provide: a field in `absent`, or advantages where none are made.
+
+  Args:
+    spec: as `build` takes it, and has taken it.
+    absent: fields of TokenBatch that are None in the run's batches.
+
+  >>> check_reads({'surrogates': [{'name': 'reinforce'}], 'advantages': [{'name': 'gae'}]}, {'ref_logp_BxT'})
+  """
+  none_made = not spec.get('advantages')
+  for room in ROOMS:
+    for given in spec.get(room, ()):
+      reads = CATALOG[given['name']].factory.reads
+      missing = sorted(reads & set(absent))
+      what = f'objective: {room}: {given["name"]}'
+      if missing:
+        raise UserError(f'{what} reads {missing[0]}, which this run does not provide; leave {given["name"]} out.')
+      if none_made and 'advantage_BxT' in reads:
+        raise UserError(f'{what} reads advantages, and advantages=[] makes none; give one, such as grpo.')
 
 
 def _cell(text: str) -> str:

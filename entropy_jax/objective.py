@@ -140,8 +140,8 @@ def chain(*transforms: Transform, aggregate: str = 'token_mean', constant: float
     UserError: rooms out of order, no or two surrogates, duplicate names, unknown aggregation.
   """
   _check_rooms(transforms)
-  if aggregate not in AGGREGATIONS:
-    close = transform.nearest(aggregate, list(AGGREGATIONS))
+  if not isinstance(aggregate, str) or aggregate not in AGGREGATIONS:
+    close = transform.nearest(str(aggregate), list(AGGREGATIONS))
     raise UserError(f'objective: aggregate={aggregate!r} is not one of {", ".join(AGGREGATIONS)}.{close}')
   takes_constant = aggregate.startswith('token_sum_over')
   if takes_constant != (constant is not None):

@@ -52,6 +52,21 @@ def check_range(owner: str, key: str, value: Any, allowed: str) -> None:
     raise UserError(f'{owner}: {key}={value!r} is outside {allowed}; give a value in that interval.')
 
 
+def _check_hyper(owner: str, key: str, value: Any, default: Any, allowed: str | None) -> None:
+  """Refuses a hyper-parameter of the wrong kind or out of range; one without a declared range is of the kind of its default."""
+  if value is None and default is None:
+    return  # off
+  if allowed is not None:
+    check_range(owner, key, value, allowed)
+  elif isinstance(default, bool):
+    if not isinstance(value, bool):
+      raise UserError(f'{owner}: {key}={value!r} is not true or false; give one of these.')
+  elif isinstance(default, int | float):
+    check_range(owner, key, value, '[-inf, inf]')
+  elif isinstance(default, str) and not isinstance(value, str):
+    raise UserError(f'{owner}: {key}={value!r} is not a text; give one such as {default!r}.')
+
+
 def _derived(batch: TokenBatch, name: str) -> jax.Array | None:
   if name == 'log_ratio_BxT':
     return batch.logp_BxT - batch.old_logp_BxT
@@ -117,6 +132,7 @@ class Method:
     stats: vocabulary statistics that it reads.
     notes: build-time warnings.
     controller: optional function of keyword-only hyper-parameters that makes the Controller of a regularizer's coefficient.
+    check: optional function of keyword-only hyper-parameters that raises UserError where they do not go together.
   """
 
   room: Room
@@ -127,6 +143,13 @@ class Method:
   stats: tuple[VocabStat, ...]
   notes: tuple[Note, ...]
   controller: 'Callable[..., Controller] | None' = None
+  check: Callable[..., None] | None = None
+
+  @property
+  def reads(self) -> frozenset[str]:
+    """The fields of TokenBatch that it takes as they are, by their names; what is derived from fields that are always there is left out."""
+    given = {f.name for f in dataclasses.fields(TokenBatch)}
+    return frozenset(name for f in (self.plan, self.function) if f is not None for name in _positional(f)) & given
 
   def defaults(self) -> dict[str, Any]:
     """Keyword -> default of every hyper-parameter, of the function, its plan and its controller; a required one has inspect's empty."""
@@ -136,18 +159,20 @@ class Method:
   def __call__(self, *, name: str | None = None, **hyper: Any) -> Transform:
     """The transform with these hyper-parameters; `name` tells two of the same method in one chain apart."""
     name = self.name if name is None else name
+    if not isinstance(name, str) or not name:
+      raise UserError(f'{self.name}: name={name!r} is not a name; give a text that tells this {self.name} from another.')
     defaults = self.defaults()
     for key, value in hyper.items():
       if key not in defaults:
         known = ', '.join(defaults) or 'none'
         raise UserError(f'{name}: unknown hyper-parameter {key!r}; allowed: {known}.{nearest(key, list(defaults))}')
-      off = value is None and defaults[key] is None
-      if key in self.ranges and not off:
-        check_range(name, key, value, self.ranges[key])
+      _check_hyper(name, key, value, defaults[key], self.ranges.get(key))
     for key, default in defaults.items():
       if default is inspect.Parameter.empty and key not in hyper:
         raise UserError(f'{name}: {key} has no default; give {key}= a value in {self.ranges.get(key, "its range")}.')
     full = {**defaults, **hyper}
+    if self.check is not None:
+      self.check(**{k: full[k] for k in _keywords(self.check)})
 
     def call(fn: Callable[..., Any], batch: TokenBatch, planned: Planned) -> Any:
       arguments = [_read(name, p, batch, planned, self.stats) for p in _positional(fn)]
@@ -232,9 +257,10 @@ class Lift(NamedTuple):
     stats: tuple[VocabStat, ...] = (),
     notes: tuple[Note, ...] = (),
     controller: 'Callable[..., Controller] | None' = None,
+    check: Callable[..., None] | None = None,
     **ranges: str,
   ) -> Method:
-    method = Method(self.room, name, function, plan, ranges, stats, notes, controller)
+    method = Method(self.room, name, function, plan, ranges, stats, notes, controller, check)
     unknown = set(ranges) - set(method.defaults())
     assert not unknown, f'{name} has no hyper-parameter {unknown}'
     return method

@@ -174,6 +174,38 @@ class TestBuild:
     assert self.refused({**SURROGATE, 'aggregate': 'mean'}).startswith("objective: aggregate='mean' is not one of")
 
 
+class TestBuildOfOddData:
+  @pytest.mark.parametrize(
+    ('spec', 'sentence'),
+    [
+      ({'surrogates': [{'name': ['ppo_clip']}]}, r"surrogates\[0\]: there is no method \['ppo_clip'\]"),
+      ({'surrogates': [{'name': None}]}, r'surrogates\[0\]: there is no method None'),
+      ({'surrogates': [{'name': 'ppo_clip', 'kwargs': {3: 0.2}}]}, r'3 is no hyper-parameter of ppo_clip; allowed: low, high,'),
+      (SURROGATE | {'aggregate': ['token_mean']}, r"aggregate=\['token_mean'\] is not one of token_mean,"),
+      (SURROGATE | {'aggregate': None}, r'aggregate=None is not one of token_mean,'),
+      ({'rewards': [{'name': 'soft_overlong', 'kwargs': {'max_length': 3, 'buffer': 4}}]}, r'buffer=4 exceeds max_length=3'),
+    ],
+  )  # fmt: skip
+  def test_is_refused_in_a_sentence(self, spec, sentence):
+    with pytest.raises(UserError, match=sentence):
+      catalog.build(spec)
+
+
+class TestCheckReads:
+  def test_refuses_what_the_run_does_not_provide(self):
+    spec = SURROGATE | {'advantages': [{'name': 'grpo'}], 'regularizers': [{'name': 'kl'}]}
+    catalog.check_reads(spec, {'value_BxT'})
+    with pytest.raises(UserError) as error:
+      catalog.check_reads(spec, {'ref_logp_BxT'})
+    assert str(error.value) == (
+      'objective: regularizers: kl reads ref_logp_BxT, which this run does not provide; leave kl out.'
+    )
+
+  def test_refuses_advantages_that_nothing_makes(self):
+    with pytest.raises(UserError, match=r'surrogates: ppo_clip reads advantages, and advantages=\[\] makes none; give one, such as'):
+      catalog.check_reads(SURROGATE, ())
+
+
 class TestPreset:
   @pytest.mark.parametrize('name', presets.PRESETS)
   def test_builds_and_runs(self, name: str):

@@ -28,6 +28,7 @@ LAYERS = (
   'parallel',
   'training',
   'analysis',
+  'chaos',
 )
 
 # Module -> the only places that may import it, as paths from the root of the repository.

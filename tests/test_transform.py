@@ -180,6 +180,47 @@ class TestMethod:
     with pytest.raises(UserError, match=r"^scaled: mode='dwn' is not one of up, down\. Did you mean 'down'"):
       self.method(mode='dwn')
 
+  @pytest.mark.parametrize(
+    ('hyper', 'sentence'),
+    [
+      ({'on': 1}, 'switched: on=1 is not true or false; give one of these.'),
+      ({'on': 'yes'}, "switched: on='yes' is not true or false; give one of these."),
+      ({'on': None}, 'switched: on=None is not true or false; give one of these.'),
+      ({'scale': True}, 'switched: scale=True is not a number; give one in [-inf, inf].'),
+      ({'scale': [1.0]}, 'switched: scale=[1.0] is not a number; give one in [-inf, inf].'),
+      ({'scale': float('nan')}, 'switched: scale=nan is not a number; give one in [-inf, inf].'),
+      ({'mode': 3}, "switched: mode=3 is not a text; give one such as 'up'."),
+      ({'name': 3}, 'switched: name=3 is not a name; give a text that tells this switched from another.'),
+      ({'name': ''}, "switched: name='' is not a name; give a text"),
+    ],
+  )
+  def test_kinds_without_a_range_are_those_of_the_defaults(self, hyper, sentence):
+    def switched(logp_BxT, *, on: bool = False, scale: float = 2.0, mode: str = 'up'):
+      return logp_BxT
+
+    method = transform.surrogate('switched', switched)
+    method(on=True, scale=-3, mode='down')
+    with pytest.raises(UserError) as error:
+      method(**hyper)
+    assert str(error.value).startswith(sentence)
+
+  def test_hyper_parameters_that_do_not_go_together(self):
+    def check(*, scale, limit):
+      if limit is not None and limit > scale:
+        raise UserError(f'scaled: limit={limit} exceeds scale={scale}.')
+
+    method = transform.regularizer('scaled', scaled, check=check, limit='(0, 9]')
+    method(scale=3.0, limit=3.0)
+    with pytest.raises(UserError, match=r'^scaled: limit=2.5 exceeds scale=2.0\.$'):
+      method(limit=2.5)  # against the default of the other
+
+  def test_reads_the_fields_that_it_names(self):
+    def plan(old_logp_BxT, mask_BxT):
+      return {}, {}
+
+    method = transform.surrogate('ratio', lambda log_ratio_BxT, advantage_BxT, mine: mine, plan=plan)
+    assert method.reads == {'old_logp_BxT', 'mask_BxT', 'advantage_BxT'}  # derived and planned ones are no fields
+
   def test_required(self):
     def needs(logp_BxT, *, target: float):
       return logp_BxT * target

@@ -38,5 +38,4 @@ def token_batch(
     entropy_BxT=rollout.entropy_BxT,
     key=key,
     truncated_B=~rollout.finished_B,
-    sequence_B=jnp.arange(group_B.shape[0], dtype=jnp.int32),
   )

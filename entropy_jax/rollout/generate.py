@@ -22,14 +22,19 @@ class Rollout:
   finished_B: jax.Array  # bool, met the end of sequence within T tokens
 
 
+def row_keys(key: jax.Array, sequence_B: jax.Array) -> jax.Array:
+  """A key of its own for every sequence: what it draws does not depend on which rows stand beside it, or on which device."""
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, sequence_B)
+
+
 def sample(
-  logits_BxV: jax.Array, key: jax.Array, *, temperature: float | jax.Array = 1.0
+  logits_BxV: jax.Array, key_B: jax.Array, *, temperature: float | jax.Array = 1.0
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
   """One token a row by the Gumbel trick, argmax_j (z_j / temperature + g_j), or argmax_j z_j at temperature 0.
 
   Args:
     logits_BxV: [B, V], may hold -inf.
-    key: PRNG key; unused at temperature 0.
+    key_B: PRNG keys, one a row; unused at temperature 0.
     temperature: >= 0; a Python 0 is greedy, whose distribution is certain: log-prob and entropy 0.
 
   Returns:
@@ -41,7 +46,8 @@ def sample(
     logp1, entropy1 = categorical.token_log_prob_and_entropy(z, token)
     return token, jnp.zeros_like(logp1), jnp.zeros_like(entropy1), logp1, entropy1
   scaled = z / temperature
-  token = jnp.argmax(scaled + jax.random.gumbel(key, z.shape, jnp.float32), axis=-1).astype(jnp.int32)
+  noise_BxV = jax.vmap(lambda key: jax.random.gumbel(key, z.shape[1:], jnp.float32))(key_B)
+  token = jnp.argmax(scaled + noise_BxV, axis=-1).astype(jnp.int32)
   logp, entropy = categorical.token_log_prob_and_entropy(scaled, token)
   if isinstance(temperature, (int, float)) and temperature == 1:
     return token, logp, entropy, logp, entropy
@@ -59,8 +65,9 @@ def generate(
   temperature: float | jax.Array = 1.0,
   eos_id: int | None = None,
   pad_id: int = 0,
+  sequence_B: jax.Array | None = None,
 ) -> Rollout:
-  """Samples up to num_tokens tokens for each prompt; token t uses the key fold_in(key, t).
+  """Samples up to num_tokens tokens for each prompt; token t of sequence i uses the key fold_in(fold_in(key, i), t).
 
   Args:
     policy: the policy; only `start` and `step` are used.
@@ -72,6 +79,8 @@ def generate(
     temperature: >= 0 of the sampling distribution softmax(z / temperature); a Python 0 is greedy.
     eos_id: the token after which a row ends; None for none (every row has T tokens).
     pad_id: what stands after the end.
+    sequence_B: int32, which sequence of the whole batch each row is; None numbers the rows. Rows may be cut over devices or come in
+      another order, and each samples the same response.
 
   Returns:
     A `Rollout`.
@@ -88,6 +97,7 @@ def generate(
       f'prompt tokens have shape {prompt_tokens_BxP.shape} and their mask {prompt_mask_BxP.shape}: give both [B, P], P >= 1.'
     )
   B = prompt_tokens_BxP.shape[0]
+  key_B = row_keys(key, jnp.arange(B, dtype=jnp.int32) if sequence_B is None else sequence_B)
   cache, logits_BxV = policy.start(params, prompt_tokens_BxP, prompt_mask_BxP, num_tokens)
   # Buffers are [T, B], so that each step writes one contiguous row.
   zeros = jnp.zeros((num_tokens, B), jnp.float32)
@@ -103,7 +113,7 @@ def generate(
 
   def record(out: Rollout, t: jax.Array | int, logits_BxV: jax.Array) -> Rollout:
     active = ~out.finished_B
-    token, *values = sample(logits_BxV, jax.random.fold_in(key, t), temperature=temperature)
+    token, *values = sample(logits_BxV, jax.vmap(jax.random.fold_in, (0, None))(key_B, t), temperature=temperature)
     token = jnp.where(active, token, pad_id)
     logp, entropy, logp1, entropy1 = (jnp.where(active, x, 0.0) for x in values)
     return Rollout(

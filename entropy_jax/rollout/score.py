@@ -4,6 +4,7 @@ The hidden states of all tokens are held; their logits are made a chunk of token
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,43 @@ from entropy_jax.types import Params, TokenBatch, UserError, VocabStat
 
 # Logits of one chunk where chunk_tokens is None: 2^23 float32 are 32 MiB; larger chunks are no faster.
 _CHUNK_LOGITS = 2**23
+
+
+class _Chunks(NamedTuple):
+  """B x T tokens as S chunks of R rows times C columns.
+
+  A chunk takes rows from all over the batch, at a stride: where the rows are cut over devices, every device has its share of every
+  chunk. Cutting the flat list of tokens would put a whole chunk on one device.
+  """
+
+  num_rows: int
+  num_columns: int
+  rows: int
+  columns: int
+
+  @classmethod
+  def of(cls, num_rows: int, num_columns: int, chunk_tokens: int) -> '_Chunks':
+    if chunk_tokens >= num_rows:
+      return cls(num_rows, num_columns, num_rows, chunk_tokens // num_rows)
+    return cls(num_rows, num_columns, -(-num_rows // -(-num_rows // chunk_tokens)), 1)
+
+  def _parts(self) -> tuple[int, int]:
+    return -(-self.num_rows // self.rows), -(-self.num_columns // self.columns)
+
+  def cut(self, x: jax.Array) -> jax.Array:
+    """[B T, ...] -> [S, R C, ...], padded with zeros."""
+    strides, parts = self._parts()
+    rest = x.shape[1:]
+    x = x.reshape(self.num_rows, self.num_columns, *rest)
+    room = ((0, strides * self.rows - self.num_rows), (0, parts * self.columns - self.num_columns))
+    x = jnp.pad(x, room + ((0, 0),) * len(rest)).reshape(self.rows, strides, parts, self.columns, *rest)
+    return jnp.moveaxis(x, 0, 2).reshape(strides * parts, self.rows * self.columns, *rest)
+
+  def join(self, x: jax.Array) -> jax.Array:
+    """[S, R C] -> [B T]."""
+    strides, parts = self._parts()
+    x = jnp.moveaxis(x.reshape(strides, parts, self.rows, self.columns), 2, 0)
+    return x.reshape(strides * self.rows, parts * self.columns)[: self.num_rows, : self.num_columns].reshape(-1)
 
 
 @struct.dataclass
@@ -86,16 +124,11 @@ def score(
   if chunk_tokens >= B * T:
     values = rows(params, hidden, target)
   else:
-    num_chunks = -(-B * T // chunk_tokens)
-    extra = num_chunks * chunk_tokens - B * T
-    chunks = (
-      jnp.pad(hidden, ((0, extra), (0, 0))).reshape(num_chunks, chunk_tokens, -1),
-      jnp.pad(target, (0, extra)).reshape(num_chunks, chunk_tokens),
-    )
+    chunks = _Chunks.of(B, T, chunk_tokens)
     # checkpoint keeps only the chunk's hidden states for the backward pass.
     one = jax.checkpoint(rows)
-    _, values = jax.lax.scan(lambda _, chunk: (None, one(params, *chunk)), None, chunks)
-    values = jax.tree.map(lambda x: x.reshape(num_chunks * chunk_tokens)[: B * T], values)
+    _, values = jax.lax.scan(lambda _, chunk: (None, one(params, *chunk)), None, (chunks.cut(hidden), chunks.cut(target)))
+    values = jax.tree.map(chunks.join, values)
 
   values = {name: jnp.where(mask, x.reshape(B, T), 0.0) for name, x in values.items()}
   logp, entropy = values.pop('logp'), values.pop('entropy')

@@ -1,22 +1,18 @@
-"""The command line of every experiment, and what a run writes down before it starts.
+"""The command line of every experiment.
 
     python -m experiments.NAME --config=configs/NAME.py[:variant] --workdir=DIR [--config.key=value ...]
 
 An experiment's module ends with `app.run(main)` under the usual guard, where main(config, workdir) gets a locked
 ConfigDict and the Path of the workdir, which by then holds config.json (every key as resolved) and environment.json.
-The same command on the same DIR resumes; another config on it is refused. Mistakes end in one sentence on stderr and
-exit code 2.
+The same command on the same DIR resumes; another config on it is refused, but for the keys of `ranges.LAUNCH`.
+
+Exit codes: 0 done; 2 a mistake, one sentence on stderr; 3 stopped because the numbers were not finite, one sentence; 143 after
+SIGTERM and 130 after SIGINT, checkpointed, the same command resumes; 1 a defect, with its traceback.
 """
 
 import contextlib
 import errno
-import importlib.metadata
-import json
-import os
-import platform
 import re
-import shlex
-import subprocess
 import sys
 import traceback
 import warnings
@@ -29,16 +25,25 @@ import ml_collections
 from absl import flags
 from ml_collections.config_flags import config_flags, config_path
 
-from entropy_jax.training.checkpoints import say, write_atomically
+from entropy_jax.parallel import processes
+from entropy_jax.parallel.parallel import devices_of
+from entropy_jax.parallel.processes import SharedError
+from entropy_jax.training import ranges, workdir
+from entropy_jax.training.files import StorageError, say
 from entropy_jax.training.loop import NonFiniteError
 from entropy_jax.transform import nearest
 from entropy_jax.types import UserError
 
 USAGE = 'python -m experiments.NAME --config=configs/NAME.py[:variant] --workdir=DIR [--config.key=value ...]'
-CONFIG, ENVIRONMENT = 'config.json', 'environment.json'
-PACKAGES = ('entropy_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain', 'array-record')
-MISTAKE_CODE = 2
-_OVERRIDE = re.compile(r'--?(?P<no>no)?config\.(?P<path>[^=]+)(=(?P<value>.*))?$', re.DOTALL)
+MISTAKE_CODE, NON_FINITE_CODE = 2, 3
+EXIT_CODES = """Exit codes:
+  0    done
+  1    a defect of the program, with its traceback
+  2    a mistake of the command, the config or the place, in one sentence
+  3    the numbers were not finite several steps in a row; the last good checkpoint stays
+  130  SIGINT came: checkpointed, the same command goes on
+  143  SIGTERM came: checkpointed, the same command goes on"""
+_OVERRIDE = re.compile(r'--?(?P<no>no)?config\.(?P<path>[^=]*)(=(?P<value>.*))?$', re.DOTALL)
 _EXPECTED = {int: 'a whole number', float: 'a number', bool: 'true or false', tuple: 'a tuple such as "(1, 2)"'}
 
 
@@ -114,14 +119,20 @@ def _paths(config: Any, prefix: str = '') -> list[str]:
   return found
 
 
-def _check_override(config: Any, path: str) -> None:
+def _check_override(config: Any, path: str, value: str | None) -> None:
   try:
-    config_path.get_value(path, config)
+    if not path.strip('.'):
+      raise KeyError(path)
+    found = config_path.get_value(path, config)
   except (KeyError, AttributeError, IndexError, TypeError, ValueError):
     known = _paths(config)
     close = nearest(path, known)
     there = '' if close else f' The keys are {", ".join(known)}.'
     raise UserError(f'--config.{path}: there is no such key in the config.{close}{there}') from None
+  if isinstance(found, list | dict):
+    inside = [f'[{i}]' for i in range(len(found))] if isinstance(found, list) else [f'.{key}' for key in found]
+    mend = f'set a value in it, such as --config.{path}{inside[0]}...=value' if inside else 'change it in the config file'
+    raise UserError(f'--config.{path}={value!r} would replace a {type(found).__name__}, which no flag can; {mend}.')
 
 
 def _explain_value(config: Any, name: str, value: str) -> str:
@@ -151,13 +162,13 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path]:
   base = _load(given)
   overrides = [match for argument in others[1:] if (match := _OVERRIDE.match(argument))]
   for match in overrides:
-    _check_override(base, match['path'])
+    _check_override(base, match['path'], match['value'])
   values = flags.FlagValues()
   # The file comes first, because ml_collections overrides what it has read: the user may write them in any order.
   ordered = [argv[0], f'--config={given}', *others[1:]]
-  config_flags.DEFINE_config_file('config', None, USAGE, flag_values=values, lock_config=True, sys_argv=ordered)
-  flags.DEFINE_string('workdir', None, 'where the run is written', flag_values=values)
   try:
+    config_flags.DEFINE_config_file('config', None, USAGE, flag_values=values, lock_config=True, sys_argv=ordered)
+    flags.DEFINE_string('workdir', None, 'where the run is written', flag_values=values)
     with _old_loader():
       rest = values(ordered)
   except flags.UnrecognizedFlagError as error:
@@ -172,10 +183,8 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path]:
     raise UserError(f'{rest[1]!r} is not expected on the command line; run {USAGE}')
   if not values['workdir'].value:
     raise UserError(f'--workdir is missing; run {USAGE}')
+  ranges.check_folder('--workdir', values['workdir'].value)
   return values['config'].value, Path(values['workdir'].value)
-
-
-# --- the workdir ------------------------------------------------------------------------------------------------------
 
 
 def resolve(config: Any) -> dict[str, Any]:
@@ -194,137 +203,12 @@ def resolve(config: Any) -> dict[str, Any]:
   return plain(config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config, '')
 
 
-def _flat(value: Any, prefix: str = '') -> dict[str, Any]:
-  if isinstance(value, dict) and value:
-    parts = [_flat(value[key], f'{prefix}.{key}' if prefix else key) for key in value]
-    return {path: leaf for part in parts for path, leaf in part.items()}
-  return {prefix: value}
-
-
-def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, str, str] | None:
-  """(key, value in old, value in new) of the first key that differs, or None.
-
-  >>> first_difference({'a': 1, 'b': {'c': 2}}, {'a': 1, 'b': {'c': 3}})
-  ('b.c', '2', '3')
-  >>> first_difference({'a': [{'x': 1, 'y': 2}]}, {'a': [{'y': 2, 'x': 1}]}) is None     # the order of keys is no difference
-  True
-  """
-  a, b = _flat(dict(old)), _flat(dict(new))
-  for key in sorted(a.keys() | b.keys()):
-    left, right = (json.dumps(flat[key], sort_keys=True) if key in flat else 'absent' for flat in (a, b))
-    if left != right:
-      return key, left, right
-  return None
-
-
-def _holds_results(workdir: Path) -> bool:
-  """Whether anything was made there beside the description of the run and empty files."""
-  ignored = {CONFIG, ENVIRONMENT, 'tensorboard', '.lock'}
-  made = [p for top in workdir.iterdir() if top.name not in ignored for p in [top, *top.rglob('*')]]
-  return any(p.is_file() and p.stat().st_size > 0 for p in made)
-
-
-def _git_commit() -> str | None:
-  """The commit of the source tree, with '+changes' where it was edited; None where it is no git tree."""
-  root = Path(__file__).resolve().parents[2]
-  if not (root / '.git').exists():
-    return None
-
-  def git(*arguments: str) -> str:
-    command = ['git', *arguments]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-
-  try:
-    return git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain') else '')
-  except (OSError, subprocess.SubprocessError):
-    return None
-
-
-def _version(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
-
-
-def environment() -> dict[str, Any]:
-  """What a result depends on beside the config."""
-  devices = jax.devices()
-  return {
-    'python': platform.python_version(),
-    'packages': {name: _version(name) for name in PACKAGES},
-    'devices': {'platform': devices[0].platform, 'kind': devices[0].device_kind, 'count': len(devices)},
-    'processes': jax.process_count(),
-    'xla_flags': os.environ.get('XLA_FLAGS', ''),
-    'git_commit': _git_commit(),
-    'command': shlex.join(['python', *sys.orig_argv[1:]]),
-  }
-
-
-def prepare_workdir(workdir: Path, config: Any) -> None:
-  """Writes config.json and environment.json, or finds the same config there and resumes.
-
-  Raises:
-    UserError: the directory cannot be written, or holds results of another config.
-  """
-  resolved = json.loads(json.dumps(resolve(config)))
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / '.lock').touch()
-  except OSError as error:
-    raise UserError(f'--workdir: {workdir} cannot be written ({error.strerror}); give a directory that can.') from None
-  if jax.process_index() != 0:
-    return
-  known, here = workdir / CONFIG, environment()
-  if known.exists() and _holds_results(workdir):
-    try:
-      old = json.loads(known.read_text(encoding='utf-8'))
-    except ValueError:
-      raise UserError(f'--workdir: {known} is damaged; restore it from a copy, or give another --workdir.') from None
-    difference = first_difference(old, resolved)
-    if difference is not None:
-      key, before, now = difference
-      raise UserError(
-        f'--workdir: {workdir} holds a run with {key}={before}, and this one has {key}={now};'
-        ' give another --workdir, or the same config to resume.'
-      )
-    _note_changes(workdir / ENVIRONMENT, here)
-    return
-  write_atomically(known, json.dumps(resolved, indent=2, sort_keys=True) + '\n')
-  write_atomically(workdir / ENVIRONMENT, json.dumps(here, indent=2) + '\n')
-
-
-def _note_changes(path: Path, here: dict[str, Any]) -> None:
-  """Says where the environment is not that of the first start: equal bits take equal versions and devices."""
-  try:
-    before = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError):
-    before = here
-  known, now = ({k: v for k, v in e.items() if k != 'command'} for e in (before, here))
-  difference = first_difference(known, now)
-  if difference is not None:
-    key, was, now_is = difference
-    say(f'{path}: {key} was {was} and is now {now_is}; the run goes on, not bit for bit as it would have.')
-
-
-def set_compilation_cache() -> str:
-  """Keeps compiled programs between runs: in JAX_COMPILATION_CACHE_DIR, or entropy_jax in the user's cache."""
-  given = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-  if given:
-    return given  # jax reads it itself
-  root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  path = os.path.join(root, 'entropy_jax')
-  jax.config.update('jax_compilation_cache_dir', path)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-  return path
-
-
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
 def explain(error: BaseException) -> str | None:
   """The one sentence for an error that the user can mend, or None for a defect, which keeps its traceback."""
-  if isinstance(error, UserError | NonFiniteError):
+  if isinstance(error, UserError | NonFiniteError | StorageError):
     return ' '.join(str(error).split())
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
     where = f' ({error.filename})' if error.filename else ''
@@ -333,13 +217,21 @@ def explain(error: BaseException) -> str | None:
   return None
 
 
-def stop_with(sentence: str) -> NoReturn:
-  say(f'error: {sentence}')
-  sys.exit(MISTAKE_CODE)
+def prepare_workdir(directory: Path, config: Any) -> None:
+  """See `workdir.prepare`; the config may be a ConfigDict."""
+  workdir.prepare(directory, resolve(config))
+
+
+def stop_with(error: BaseException, sentence: str) -> NoReturn:
+  """Says the sentence, in the name of one process, and ends with the error's exit code."""
+  index, shared = jax.process_index() if jax.distributed.is_initialized() else 0, isinstance(error, SharedError)
+  if not (index and shared):
+    say(f'process {index}: error: {sentence}' if index else f'error: {sentence}')
+  sys.exit(NON_FINITE_CODE if isinstance(error, NonFiniteError) else MISTAKE_CODE)
 
 
 def run(main: Callable[[ml_collections.ConfigDict, Path], Any], argv: Sequence[str] | None = None) -> None:
-  """Parses the command line, prepares the workdir and calls main(config, workdir).
+  """Parses the command line, joins the other processes, prepares the workdir and calls main(config, workdir).
 
   Args:
     main: the experiment; it may raise UserError at any time, best before it compiles anything.
@@ -347,17 +239,21 @@ def run(main: Callable[[ml_collections.ConfigDict, Path], Any], argv: Sequence[s
   """
   argv = list(sys.argv if argv is None else argv)
   if any(a in ('--help', '-h', '-help', '--helpfull') for a in argv[1:]):
-    print((sys.modules[main.__module__].__doc__ or '').strip() + f'\n\nUsage: {USAGE}')
+    print((sys.modules[main.__module__].__doc__ or '').strip() + f'\n\nUsage: {USAGE}\n\n{EXIT_CODES}')
     return
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # libraries that define absl flags of their own get their defaults
   try:
-    config, workdir = parse(argv)
-    set_compilation_cache()
-    prepare_workdir(workdir, config)
-    main(config, workdir)
+    config, directory = parse(argv)
+    ranges.check_launch(resolve(config))
+    workdir.set_compilation_cache()
+    launch = {key: config[key] for key in ranges.LAUNCH if key in config}  # no experiment has to have them
+    processes.initialize(launch.get('distributed', ''))  # before anything asks for devices
+    devices_of(launch.get('num_devices', 0))
+    prepare_workdir(directory, config)
+    main(config, directory)
   except Exception as error:
     sentence = explain(error)
     if sentence is None:
       raise
-    stop_with(sentence)
+    stop_with(error, sentence)

@@ -8,17 +8,20 @@ size and SHA-256 of every file. Orbax alone restores flipped bits without a word
     damaged: a file or the manifest missing, truncated or altered -> moved to `damaged/`, loudly; the newest good used
     foreign: whole, but of another structure than the run's state -> UserError
 
-The order of a save: `saving-STEP`, arrays, manifest, remove `saving-STEP`, delete steps beyond `keep`. With several
+The order of a save: `saving-STEP`, arrays, manifest, remove `saving-STEP`, delete steps beyond `keep`. A save that fails
+(a full disk) takes away what it has written, leaves the older steps as they are, and raises StorageError. With several
 processes each calls every method; process 0 writes manifests and chooses what is restored.
 """
 
 import concurrent.futures
+import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from entropy_jax.training.files import say as say  # experiments and flags take it from here
+from entropy_jax.training.files import storage_error, told_as
+from entropy_jax.training.files import write_atomically as write_atomically
 from entropy_jax.types import PyTree, UserError
 
 FORMAT = 1
@@ -39,31 +45,19 @@ class DamagedError(Exception):
   """A checkpoint whose bytes are not those that were saved."""
 
 
-def say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
+_RAISED_TOO = ('_SignalingThread.run() raised', 'Save Finalize thread', 'Handler Commit operations')
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """False for the tracebacks that orbax prints in its threads before it raises the same error, which is told in one sentence."""
+  return not any(text in record.getMessage() for text in _RAISED_TOO)
+
+
+logging.getLogger('absl').addFilter(_is_news)
 
 
 def _canonical(value: Any) -> str:
   return json.dumps(value, sort_keys=True, separators=(',', ':'))
-
-
-def _sync_directory(directory: Path) -> None:
-  descriptor = os.open(directory, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-  """The file holds either what it held before or the whole text, whatever happens meanwhile."""
-  partial = path.with_name(path.name + '.tmp')
-  with open(partial, 'w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
-  _sync_directory(path.parent)
 
 
 def _digest(path: Path) -> str:
@@ -71,7 +65,8 @@ def _digest(path: Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+  """Whether it is a typed PRNG key, or an array of them."""
   return hasattr(leaf, 'dtype') and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -87,7 +82,7 @@ def _describe(state: PyTree) -> list[dict[str, Any]]:
 
 def _stored(leaf: Any) -> Any:
   """The leaf as an array that orbax saves bit for bit."""
-  if _is_key(leaf):
+  if is_key(leaf):
     return jax.random.key_data(leaf)
   return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
@@ -130,23 +125,28 @@ class Checkpoints:
     if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
       raise UserError(f'checkpoints: keep={keep!r} is not a whole number of at least 1; give one.')
     self.directory = Path(directory).absolute()
-    self.directory.mkdir(parents=True, exist_ok=True)
-    self._keep, self._report, self._asynchronous = keep, report, asynchronous
-    if jax.process_index() == 0:
-      self._clear_interrupted()
-    self._manager = ocp.CheckpointManager(
-      self.directory,
-      options=ocp.CheckpointManagerOptions(
-        cleanup_tmp_directories=True, enable_async_checkpointing=asynchronous, save_root_metadata=False
-      ),
-      item_handlers={ITEM: ocp.PyTreeCheckpointHandler()},
-    )
+    self._keep, self._report = keep, report
+    with told_as('checkpoints cannot be written', self.directory):
+      self.directory.mkdir(parents=True, exist_ok=True)
+      if jax.process_index() == 0:
+        self._clear_interrupted()
+    self._asynchronous, self._manager = asynchronous, self._open(asynchronous)
     self._worker = concurrent.futures.ThreadPoolExecutor(1) if asynchronous else None
     self._unfinished: concurrent.futures.Future[None] | None = None
+
+  def _open(self, asynchronous: bool) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+      cleanup_tmp_directories=True, enable_async_checkpointing=asynchronous, save_root_metadata=False
+    )
+    return ocp.CheckpointManager(self.directory, options=options, item_handlers={ITEM: ocp.PyTreeCheckpointHandler()})
 
   def steps(self) -> list[int]:
     """Steps in the directory as it is now, ascending; damaged ones are among them until they are restored from."""
     return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
+
+  def newest(self) -> int | None:
+    """The newest step whose save is complete; its bytes are not verified."""
+    return max((step for step in self.steps() if (self.directory / str(step) / MANIFEST).exists()), default=None)
 
   def save(self, step: int, state: PyTree, host: Mapping[str, Any]) -> None:
     """Saves a pytree of arrays and what else the run needs.
@@ -155,6 +155,9 @@ class Checkpoints:
       step: larger than every step saved so far.
       state: jax and numpy arrays, typed PRNG keys and Python numbers; any dtype, any sharding.
       host: what JSON can hold.
+
+    Raises:
+      StorageError: this save failed, or an asynchronous one before it.
     """
     self.wait()
     text = _canonical(dict(host))  # first, so that what JSON cannot hold costs nothing
@@ -163,11 +166,12 @@ class Checkpoints:
     leaves = [_stored(leaf) for leaf in jax.tree.leaves(state)]
     # Orbax refuses arrays of zero size: their shape and dtype, in the manifest, are all there is to them.
     arrays = {_name(i): leaf for i, leaf in enumerate(leaves) if leaf.size} | {'step': np.asarray(step)}
-    if jax.process_index() == 0:
-      self._intent(step).touch()
-    saved = self._manager.save(step, args=ocp.args.Composite(**{ITEM: ocp.args.PyTreeSave(arrays)}), force=True)
-    assert saved, f'orbax did not save step {step}'
     content = {'format': FORMAT, 'step': step, 'leaves': _describe(state), 'host': json.loads(text)}
+    with self._undone_on_failure(step):
+      if jax.process_index() == 0:
+        self._intent(step).touch()
+      saved = self._manager.save(step, args=ocp.args.Composite(**{ITEM: ocp.args.PyTreeSave(arrays)}), force=True)
+      assert saved, f'orbax did not save step {step}'
     if self._worker is None:
       self._finish(step, content)
     else:
@@ -187,6 +191,7 @@ class Checkpoints:
     """
     self.wait()
     step = self._agree(self._choose() if jax.process_index() == 0 else -1)
+    self._manager.reload()  # in every process: process 0 may have cleared or moved what the others saw at their start
     if step < 0:
       return None
     content = json.loads((self.directory / str(step) / MANIFEST).read_text(encoding='utf-8'))['content']
@@ -228,20 +233,46 @@ class Checkpoints:
     for path in self.directory.glob('deleting-*'):
       shutil.rmtree(path)
 
+  @contextlib.contextmanager
+  def _undone_on_failure(self, step: int) -> Iterator[None]:
+    """Clears a save that fails, so that the step can be saved again, in this process or by the next."""
+    try:
+      yield
+    except Exception as error:
+      if jax.process_count() == 1:  # orbax would raise an asynchronous failure again at each later call
+        with contextlib.suppress(Exception):
+          self._manager.close()
+      if jax.process_index() == 0:
+        with contextlib.suppress(OSError):  # what cannot be cleared now is ignored by the next start
+          for partial in (self.directory / str(step), *self.directory.glob(f'{step}.orbax-checkpoint-tmp*')):
+            if partial.is_dir():
+              shutil.rmtree(partial)
+          self._intent(step).unlink(missing_ok=True)
+      if jax.process_count() == 1:
+        self._manager = self._open(self._asynchronous)
+      failure = storage_error(error, f'the checkpoint of step {step} could not be saved, the older ones are untouched', self.directory)
+      if failure is None:
+        raise
+      raise failure from error
+
   def _finish(self, step: int, content: dict[str, Any]) -> None:
-    self._manager.wait_until_finished()
-    if jax.process_index() != 0:
-      return
-    folder = self.directory / str(step)
-    paths = sorted(path for path in folder.rglob('*') if path.is_file())
-    content['files'] = {str(path.relative_to(folder)): [path.stat().st_size, _digest(path)] for path in paths}
-    sealed = {'content': content, 'sha256': hashlib.sha256(_canonical(content).encode()).hexdigest()}
-    write_atomically(folder / MANIFEST, _canonical(sealed))
-    self._intent(step).unlink()
-    for old in [s for s in self.steps() if s < step][: -(self._keep - 1) or None]:
-      doomed = self.directory / f'deleting-{old}'
-      os.replace(self.directory / str(old), doomed)  # a half-deleted step must not look like a damaged one
-      shutil.rmtree(doomed)
+    with self._undone_on_failure(step):
+      self._manager.wait_until_finished()
+      if jax.process_index() != 0:
+        return
+      folder = self.directory / str(step)
+      paths = sorted(path for path in folder.rglob('*') if path.is_file())
+      content['files'] = {str(path.relative_to(folder)): [path.stat().st_size, _digest(path)] for path in paths}
+      sealed = {'content': content, 'sha256': hashlib.sha256(_canonical(content).encode()).hexdigest()}
+      write_atomically(folder / MANIFEST, _canonical(sealed))
+    try:
+      self._intent(step).unlink()
+      for old in [s for s in self.steps() if s < step][: -(self._keep - 1) or None]:
+        doomed = self.directory / f'deleting-{old}'
+        os.replace(self.directory / str(old), doomed)  # a half-deleted step must not look like a damaged one
+        shutil.rmtree(doomed)
+    except OSError as error:  # the new step is whole: what is left over costs space alone
+      self._report(f'{self.directory}: checkpoints beyond the newest {self._keep} could not be deleted ({error.strerror}).')
 
   def _verify(self, step: int) -> None:
     folder = self.directory / str(step)
@@ -252,6 +283,8 @@ class Checkpoints:
       files: dict[str, list[Any]] = content['files']
     except FileNotFoundError:
       raise DamagedError(f'{MANIFEST} is missing') from None
+    except OSError as error:
+      raise _unreadable(MANIFEST, error) from None
     except (ValueError, KeyError, TypeError):
       raise DamagedError(f'{MANIFEST} is altered') from None
     # Compared in writing too, so that not even a changed blank passes.
@@ -264,7 +297,11 @@ class Checkpoints:
         raise DamagedError(f'{name} is missing')
       if path.stat().st_size != size:
         raise DamagedError(f'{name} has {path.stat().st_size} bytes instead of {size}')
-      if _digest(path) != expected:
+      try:
+        digest = _digest(path)
+      except OSError as error:
+        raise _unreadable(name, error) from None
+      if digest != expected:
         raise DamagedError(f'{name} is altered')
 
   def _choose(self) -> int:
@@ -277,11 +314,11 @@ class Checkpoints:
         damage[step] = str(error)
         continue
       for bad, why in damage.items():
-        moved = self._move_aside(bad)
-        name = self.directory / str(bad)
-        self._report(f'DAMAGED CHECKPOINT {name}: {why}; moved to {moved}, falling back to step {step}.')
-      if damage:
-        self._manager.reload()
+        try:
+          moved = f'moved to {self._move_aside(bad)}'
+        except OSError as error:  # a read-only directory can still be restored from
+          moved = f'it could not be moved away ({error.strerror})'
+        self._report(f'DAMAGED CHECKPOINT {self.directory / str(bad)}: {why}; {moved}, falling back to step {step}.')
       return step
     for bad, why in damage.items():
       self._report(f'DAMAGED CHECKPOINT {self.directory / str(bad)}: {why}.')
@@ -307,10 +344,10 @@ class Checkpoints:
 
   def _read(self, step: int, template: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(template)
-    abstract = [jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for leaf in leaves]
+    abstract = [jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf for leaf in leaves]
     abstract = [leaf if hasattr(leaf, 'dtype') else np.asarray(leaf) for leaf in abstract]
     # A leaf that was committed to devices goes back to them; any other stays free to follow its operands.
-    shardings = [_committed_sharding(leaf) for leaf in leaves]
+    shardings = [None if is_key(leaf) else _committed_sharding(leaf) for leaf in leaves]
     arguments: dict[str, ocp.RestoreArgs] = {'step': ocp.RestoreArgs(restore_type=np.ndarray)}
     for i, (leaf, sharding) in enumerate(zip(abstract, shardings)):
       if leaf.size and sharding is None:
@@ -323,9 +360,16 @@ class Checkpoints:
     return jax.tree.unflatten(structure, [_as_leaf(value, leaf) for value, leaf in zip(values, leaves)])
 
 
+def _unreadable(name: str, error: OSError) -> Exception:
+  """A disk that cannot give a file back has damaged it; a file that this user may not read has not been."""
+  if error.errno in (errno.EACCES, errno.EPERM):
+    return storage_error(error, f'{name} of a checkpoint cannot be read', error.filename or name) or error
+  return DamagedError(f'{name} cannot be read ({error.strerror})')
+
+
 def _committed_sharding(leaf: Any) -> Any:
   if isinstance(leaf, jax.Array):
-    return None if _is_key(leaf) or not leaf.committed else leaf.sharding
+    return leaf.sharding if leaf.committed else None
   return getattr(leaf, 'sharding', None)
 
 
@@ -335,7 +379,13 @@ def _as_leaf(value: Any, leaf: Any) -> Any:
     return np.asarray(value, leaf.dtype) if isinstance(leaf, np.ndarray) else leaf.dtype.type(value)
   if not hasattr(leaf, 'dtype'):
     return type(leaf)(value)
-  if _is_key(leaf):
-    key = jax.random.wrap_key_data(jax.numpy.asarray(value), impl=str(jax.random.key_impl(leaf)))
-    return jax.device_put(key, leaf.sharding) if isinstance(leaf, jax.Array) and leaf.committed else key
-  return value if isinstance(value, jax.Array) else jax.device_put(value, _committed_sharding(leaf))
+  if is_key(leaf):  # the spec of a key's sharding also places its data, which has one more axis
+    return jax.random.wrap_key_data(_placed(value, _committed_sharding(leaf)), impl=str(jax.random.key_impl(leaf)))
+  return value if isinstance(value, jax.Array) else _placed(value, _committed_sharding(leaf))
+
+
+def _placed(value: Any, sharding: Any) -> jax.Array:
+  """On these devices; where other processes hold some of them, this process gives its own part."""
+  if sharding is None or sharding.is_fully_addressable:
+    return jax.device_put(value, sharding)
+  return jax.make_array_from_callback(np.shape(value), sharding, lambda index: np.asarray(value)[index])

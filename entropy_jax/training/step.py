@@ -2,6 +2,10 @@
 
 `update` makes one optimizer step on one global batch; `learn` makes all the updates of one rollout (epochs times minibatches) in one scan.
 Both are pure. A supervised step is the same step with the objective chain(advantages.unit(), surrogates.reinforce()).
+
+Several devices change one thing: of the whole batch, which is small (numbers a token), each part runs the model on its own rows alone.
+
+    own rows -> score -> gather -> plan (whole batch) -> own rows -> loss and gradient -> slices and parts summed -> divided once
 """
 
 from typing import Any
@@ -13,9 +17,10 @@ import optax
 from entropy_jax.models.policy import Policy
 from entropy_jax.objective import Objective
 from entropy_jax.ops import covariance, masked
+from entropy_jax.parallel.split import WHOLE, Split
 from entropy_jax.rollout import score as scoring
 from entropy_jax.training.state import TrainState
-from entropy_jax.types import Metrics, Params, Ratio, TokenBatch, UserError, take_rows
+from entropy_jax.types import Metrics, Params, PyTree, Ratio, TokenBatch, UserError, take_rows
 
 
 def check_divisible(key: str, whole: int, parts: int, unit: str) -> None:
@@ -49,6 +54,7 @@ def update(
   tx: optax.GradientTransformation,
   temperature: float = 1.0,
   num_slices: int = 1,
+  split: Split = WHOLE,
 ) -> tuple[TrainState, Metrics]:
   """One optimizer step on the global batch.
 
@@ -58,48 +64,58 @@ def update(
     objective, policy, tx: static.
     temperature: of the sampling distribution that is scored.
     num_slices: the gradient is accumulated over this many slices of whole sequences; the result does not depend on it.
+    split: how the rows lie over devices; the result does not depend on it. Each part accumulates over num_slices slices of its rows.
 
   Returns:
-    (state, metrics). A loss or gradient that is not finite leaves parameters, optimizer and objective untouched and is counted.
+    (state, metrics). A loss or gradient that is not finite leaves parameters, optimizer and objective untouched and is counted, and
+    `update/rejected` is 1 instead of 0.
   """
   num_sequences, num_tokens = batch.mask_BxT.shape
-  check_divisible('num_slices', num_sequences, num_slices, 'sequences')
-  size = num_sequences // num_slices
+  check_divisible('num_slices', num_sequences // split.num_parts, num_slices, 'sequences')
+  size = num_sequences // split.num_parts // num_slices
+  own = split.own(batch, num_sequences)
 
   def score(params: Params, part: TokenBatch) -> scoring.Scores:
     current = tuple(s for s in objective.stats if s.of == 'current')
     tokens = (part.tokens_BxN, part.token_mask_BxN, num_tokens)
     return scoring.score(policy, params, *tokens, temperature=temperature, stats=current)
 
-  def whole_loss(params: Params) -> tuple[jax.Array, Any]:
-    current = scoring.fill(batch, score(params, batch))
+  def plan(scores: scoring.Scores) -> tuple[Any, PyTree, Metrics]:
+    """The plan for this part's rows, made from the scores of all rows."""
+    current = scoring.fill(batch, split.gather(jax.lax.stop_gradient(scores)))
     planned, planned_state, metrics = objective.plan(state.objective_state, current)
-    return objective.loss(planned, current).compute(), (planned_state, metrics | _policy_metrics(jax.lax.stop_gradient(current)))
+    return split.own(planned, num_sequences), planned_state, metrics | _policy_metrics(current)
+
+  def at_once(params: Params) -> tuple[jax.Array, Any]:
+    scores = score(params, own)
+    planned, *rest = plan(scores)
+    ratio = objective.loss(planned, scoring.fill(own, scores))
+    return ratio.num, (ratio, rest)
 
   def accumulated(params: Params) -> tuple[tuple[jax.Array, Any], Params]:
     starts = jnp.arange(num_slices) * size
     # Scored first without gradient, so that the plan sees the whole batch however it is sliced.
-    parts = jax.lax.map(lambda start: score(params, take_rows(batch, start, size)), starts)
-    current = scoring.fill(batch, jax.tree.map(lambda x: x.reshape(num_sequences, num_tokens), parts))
-    planned, planned_state, metrics = objective.plan(state.objective_state, current)
+    parts = jax.lax.map(lambda start: score(params, take_rows(own, start, size)), starts)
+    planned, *rest = plan(jax.tree.map(lambda x: x.reshape(-1, num_tokens), parts))
 
-    def slice_ratio(params: Params, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-      part = take_rows(batch, start, size)
+    def slice_loss(params: Params, start: jax.Array) -> tuple[jax.Array, Ratio]:
+      part = take_rows(own, start, size)
       ratio = objective.loss(take_rows(planned, start, size), scoring.fill(part, score(params, part)))
-      return ratio.num, ratio.den
+      return ratio.num, ratio
 
     def add(total: Any, start: jax.Array) -> tuple[Any, None]:
-      (num, den), gradient = jax.value_and_grad(slice_ratio, has_aux=True)(params, start)
-      return jax.tree.map(jnp.add, total, (Ratio(num, den), gradient)), None
+      (_, ratio), gradient = jax.value_and_grad(slice_loss, has_aux=True)(params, start)
+      return jax.tree.map(jnp.add, total, (ratio, gradient)), None
 
     nothing = (Ratio(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
     (ratio, gradient), _ = jax.lax.scan(add, nothing, starts)
-    gradient = jax.tree.map(lambda g: Ratio(g, ratio.den).compute(), gradient)
-    return (ratio.compute(), (planned_state, metrics | _policy_metrics(current))), gradient
+    return (ratio.num, (ratio, rest)), gradient
 
-  compute = jax.value_and_grad(whole_loss, has_aux=True) if num_slices == 1 else accumulated
-  (loss, (objective_state, metrics)), gradient = compute(state.params)
-  return _apply(state, tx, loss, gradient, objective_state, metrics)
+  compute = jax.value_and_grad(at_once, has_aux=True) if num_slices == 1 else accumulated
+  (_, (ratio, (objective_state, metrics))), gradient = compute(state.params)
+  ratio, gradient = split.total((ratio, gradient))
+  gradient = jax.tree.map(lambda g: Ratio(g, ratio.den).compute(), gradient)
+  return _apply(state, tx, ratio.compute(), gradient, objective_state, metrics)
 
 
 def _apply(
@@ -112,7 +128,7 @@ def _apply(
   # Selected on the device: a bad update never reaches the parameters, and no host sync is needed to know that it was bad.
   kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
   kept = kept.replace(num_updates=state.num_updates + 1, num_rejected=state.num_rejected + (~finite).astype(jnp.int32))
-  return kept, metrics | {'update/loss': loss, 'update/gradient_norm': norm}
+  return kept, metrics | {'update/loss': loss, 'update/gradient_norm': norm, 'update/rejected': 1.0 - finite.astype(jnp.float32)}
 
 
 def learn(
@@ -126,29 +142,39 @@ def learn(
   num_epochs: int = 1,
   num_minibatches: int = 1,
   num_slices: int = 1,
+  split: Split = WHOLE,
 ) -> tuple[TrainState, Metrics]:
   """All updates of one rollout: rewards and advantages once, then num_epochs passes over num_minibatches shuffled minibatches.
 
   Args:
     state: before the rollout's updates.
-    batch: the rollout with its rewards; batch.key drives the shuffles and every random choice of a method.
+    batch: this part's rows of the rollout, with their rewards; batch.key drives the shuffles and every random choice of a method.
     num_epochs, num_minibatches: updates_per_rollout is their product; with one minibatch rows are not shuffled.
     num_slices: gradient accumulation inside each update.
+    split: how the rows lie over devices, `WHOLE` for the global view. Minibatches are drawn from the whole batch.
 
   Returns:
     (state, metrics): prepare's metrics, and the mean over the updates of each update's metrics.
   """
-  num_sequences = batch.mask_BxT.shape[0]
-  check_divisible('num_minibatches', num_sequences, num_minibatches, 'sequences')
-  size = num_sequences // num_minibatches
-  batch = batch.replace(sequence_B=jnp.arange(num_sequences) if batch.sequence_B is None else batch.sequence_B)
   behaviour = tuple(s for s in objective.stats if s.of == 'behaviour')
   if behaviour:  # the policy that sampled is the one that the rollout starts from
     tokens = (batch.tokens_BxN, batch.token_mask_BxN, batch.mask_BxT.shape[1])
     scores = scoring.score(policy, state.params, *tokens, temperature=temperature, stats=behaviour)
     batch = batch.replace(old_stats=jax.lax.stop_gradient(scores.stats))
-  batch, objective_state, prepared = objective.prepare(state.objective_state, batch)
   key = batch.key
+  batch = split.gather(batch.replace(key=None)).replace(key=key)
+  num_sequences = batch.mask_BxT.shape[0]
+  check_divisible('num_minibatches', num_sequences, num_minibatches, 'sequences')
+  size = num_sequences // num_minibatches
+  check_divisible('num_devices', size, split.num_parts, 'sequences of a minibatch')
+  if batch.sequence_B is None:
+    batch = batch.replace(sequence_B=jnp.arange(num_sequences, dtype=jnp.int32))
+  batch, objective_state, prepared = objective.prepare(state.objective_state, batch)
+  # A reward that is not a number must not stay in a running average: the updates are refused below, and so is this.
+  broken = jnp.array(False)
+  for leaf in jax.tree.leaves(objective_state):
+    broken |= jnp.any(jnp.isnan(leaf)) if jnp.issubdtype(leaf.dtype, jnp.inexact) else False
+  objective_state = jax.tree.map(lambda new, old: jnp.where(broken, old, new), objective_state, state.objective_state)
 
   def one(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
     epoch, minibatch = index // num_minibatches, index % num_minibatches
@@ -157,7 +183,7 @@ def learn(
       order_B = jax.random.permutation(jax.random.fold_in(key, epoch), num_sequences)
       part = take_rows(_permuted(batch, order_B), minibatch * size, size)
     part = part.replace(key=jax.random.fold_in(key, num_epochs + index))
-    return update(state, part, objective=objective, policy=policy, tx=tx, temperature=temperature, num_slices=num_slices)
+    return update(state, part, objective=objective, policy=policy, tx=tx, temperature=temperature, num_slices=num_slices, split=split)
 
   state, metrics = jax.lax.scan(one, state.replace(objective_state=objective_state), jnp.arange(num_epochs * num_minibatches))
   return state, prepared | {name: jnp.mean(values) for name, values in metrics.items()}

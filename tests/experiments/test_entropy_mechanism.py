@@ -1,5 +1,6 @@
 """The core study as its users run it: the folder it leaves, its mistakes, and a run that is killed again and again."""
 
+import dataclasses
 import html.parser
 import json
 import pathlib
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 
 from configs.entropy_mechanism import get_config
+from entropy_jax import parallel
 from entropy_jax.analysis import mechanism, runs
 from entropy_jax.training import language
 from entropy_jax.training.checkpoints import Checkpoints
+from entropy_jax.types import UserError
 from experiments import entropy_mechanism
 from tests.experiments.conftest import ROOT, command, environment, run
 
@@ -91,6 +94,61 @@ class TestMistakes:
     assert not (tmp_path / 'run' / 'tabular').exists()
 
 
+class TestValidate:
+  """Pairs of values, against the config of the tiny study; single values are fuzzed in tests/chaos."""
+
+  def config(self, **changes):
+    config = get_config('tiny')
+    config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
+    return config
+
+  def test_gives_what_runs(self):
+    objectives, parts = entropy_mechanism.validate(self.config(countdown__model__dtype='bfloat16', countdown__model__remat=True), 8, 2)
+    assert set(objectives) == {'grpo', 'clip_cov', 'kl_cov_1'}
+    assert (parts.shape.dtype, parts.shape.remat, parts.shape.num_layers) == ('bfloat16', True, 1)
+
+  @pytest.mark.parametrize(
+    ('changes', 'counts', 'sentence'),
+    [
+      ({'countdown__num_minibatches': 3}, (1, 1), 'num_minibatches=3 does not divide the batch of 16 sequences; use one of 1, 2, 4, 8'),
+      ({'countdown__num_minibatches': 4, 'countdown__num_slices': 8}, (1, 1), 'num_slices=8 does not divide the batch of 4 sequences'),
+      ({}, (3, 1), 'a slice of 16 sequences cannot be cut evenly over num_devices=3; make it a multiple of 3, or num_devices 1 or 2.'),
+      ({'num_devices': 3}, (8, 1), 'over num_devices=3'),
+      ({'countdown__num_slices': 4}, (8, 1), 'num_slices=4: a slice of 4 sequences cannot be cut evenly over num_devices=8'),
+      ({'countdown__warm_start__batch_size': 6}, (4, 1), 'warm_start.batch_size=6 cannot be cut evenly over num_devices=4'),
+      ({'countdown__num_prompts': 6}, (4, 4), 'num_prompts=6 cannot be cut evenly over processes=4'),
+      ({'countdown__warm_start__warmup_steps': 20}, (1, 1), 'warmup_steps=20 leaves nothing of countdown.warm_start.num_steps=20'),
+      ({'countdown__num_seeds': 0, 'tabular__num_seeds': 0}, (1, 1), 'leave nothing to run'),
+      ({'num_devices': 2, 'distributed': 'auto'}, (1, 1), 'several processes use all their devices'),
+    ],
+  )  # fmt: skip
+  def test_pairs(self, changes, counts, sentence):
+    with pytest.raises(UserError) as caught:
+      entropy_mechanism.validate(self.config(**changes), *counts)
+    assert sentence in str(caught.value) and str(caught.value).startswith('config: ')
+
+  def test_an_objective_that_needs_a_reference_policy(self):
+    config = self.config()
+    config.countdown.objective.regularizers = [{'name': 'kl', 'kwargs': {}}]
+    with pytest.raises(UserError, match=r'^config: countdown\.objective: objective: regularizers: kl reads ref_logp_BxT, which this run'):
+      entropy_mechanism.validate(config)
+
+  def test_what_only_the_data_tells(self, tmp_path):
+    config, read = self.config().countdown, entropy_mechanism.read_problems
+    shape = entropy_mechanism.Countdown.build(config).shape
+    problems = read(config, shape, tmp_path)
+    assert sum(entropy_mechanism._lengths(problems)) == 24
+    with pytest.raises(UserError, match=r'model\.max_length=23 is less than the 24 tokens of prompt and response; give at least 24\.'):
+      read(config, dataclasses.replace(shape, max_length=23), tmp_path)
+    config.warm_start.batch_size = len(problems['train']) + 1
+    with pytest.raises(UserError, match=r'warm_start\.batch_size=2034 is more than the 2033 problems of .*; give at most 2033\.'):
+      read(config, shape, tmp_path)
+    (tmp_path / 'file').touch()
+    config.data_dir = 'file/data'
+    with pytest.raises(UserError, match=r"data_dir='file/data' is no folder"):
+      read(config, shape, tmp_path)
+
+
 # Text runs alone, long enough to be killed five times: 80 rollouts with a checkpoint after every third.
 SMALL = (
   '--config.tabular.num_seeds=0',
@@ -107,7 +165,7 @@ def final_state(workdir: pathlib.Path):
   config = get_config('tiny').countdown
   parts = entropy_mechanism.Countdown.build(config)
   example = language.example_batch(config.num_prompts * config.group_size, 13, 11)
-  template = language.initial_state(parts.policy, None, jax.random.key(0), parts.tx, parts.objective, example)
+  template = language.initial_state(parallel.make('jit'), parts.policy, None, jax.random.key(0), parts.tx, parts.objective, example)
   checkpoints = Checkpoints(workdir / 'countdown' / 'seed_0' / 'checkpoints')
   step, state, host = checkpoints.restore_latest(template)
   checkpoints.close()

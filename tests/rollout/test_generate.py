@@ -27,6 +27,10 @@ def prompts(B):
   return (jnp.arange(B) % 2)[:, None], jnp.ones((B, 1), bool)
 
 
+def keys(B):
+  return generate.row_keys(jax.random.key(0), jnp.arange(B))
+
+
 def z_score(x, mean):
   return (np.mean(x) - mean) / (np.std(x, ddof=1) / np.sqrt(np.size(x)))
 
@@ -34,7 +38,7 @@ def z_score(x, mean):
 class TestSample:
   def test_temperatures(self):
     z = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
-    token, logp, entropy, logp1, entropy1 = jax.jit(lambda z: generate.sample(z, jax.random.key(0), temperature=0.5))(z)
+    token, logp, entropy, logp1, entropy1 = jax.jit(lambda z: generate.sample(z, keys(1), temperature=0.5))(z)
     # At temperature 1/2 p is squared and normalised: (.25, .09, .04) / .38, H = .839012
     p = np.array([0.25, 0.09, 0.04]) / 0.38
     np.testing.assert_allclose(logp[0], np.log(p[token[0]]), rtol=1e-5)
@@ -44,13 +48,13 @@ class TestSample:
 
   def test_greedy(self):
     z = jnp.log(jnp.array([[0.2, 0.5, 0.3]]))
-    token, logp, entropy, logp1, entropy1 = generate.sample(z, jax.random.key(0), temperature=0)
+    token, logp, entropy, logp1, entropy1 = generate.sample(z, keys(1), temperature=0)
     assert token[0] == 1 and logp[0] == 0 and entropy[0] == 0
     np.testing.assert_allclose([logp1[0], entropy1[0]], [np.log(0.5), 1.0296530], rtol=1e-6)
 
   def test_impossible_tokens_are_never_drawn(self):
     z = jnp.tile(jnp.array([[-jnp.inf, 0.0, -jnp.inf, 0.0]]), (500, 1))
-    token, logp, entropy, *_ = generate.sample(z, jax.random.key(0))
+    token, logp, entropy, *_ = generate.sample(z, keys(500))
     assert set(np.asarray(token).tolist()) == {1, 3}
     np.testing.assert_allclose([logp, entropy], np.full((2, 500), [[-np.log(2)], [np.log(2)]]), rtol=1e-6)
 
@@ -106,7 +110,8 @@ class TestGenerate:
     step = jax.jit(TABLE.step)
     done = np.zeros(6, bool)
     for t in range(3):
-      drawn = np.argmax(z + jax.random.gumbel(jax.random.fold_in(key, t), z.shape), axis=-1)
+      noise = [jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(key, row), t), (z.shape[1],)) for row in range(6)]
+      drawn = np.argmax(z + np.stack(noise), axis=-1)
       drawn = np.where(done, 3, drawn)
       np.testing.assert_array_equal(out.tokens_BxT[:, t], drawn)
       np.testing.assert_array_equal(out.mask_BxT[:, t], ~done)
@@ -116,6 +121,17 @@ class TestGenerate:
       cache, z = step(params, cache, jnp.asarray(drawn))
     np.testing.assert_array_equal(out.finished_B, done)
     assert done.any() and not done.all()
+
+  def test_a_sequence_samples_the_same_wherever_it_stands(self):
+    params = jax.jit(TABLE.init)(jax.random.key(4))
+    tokens, mask = prompts(6)
+    whole = sampler(TABLE, num_tokens=3, eos_id=0)(params, tokens, mask, jax.random.key(11))
+    for rows in ([5, 0, 3], [2], [1, 0]):
+      rows = np.array(rows)
+      part = sampler(TABLE, num_tokens=3, eos_id=0, sequence_B=jnp.asarray(rows))(params, tokens[rows], mask[rows], jax.random.key(11))
+      np.testing.assert_array_equal(part.tokens_BxT, whole.tokens_BxT[rows])
+    other = sampler(TABLE, num_tokens=3, eos_id=0, sequence_B=jnp.arange(6, 12))(params, tokens, mask, jax.random.key(11))
+    assert not np.array_equal(other.tokens_BxT, whole.tokens_BxT)
 
   def test_stops_when_all_rows_have_ended(self):
     steps = []

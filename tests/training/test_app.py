@@ -1,18 +1,17 @@
-"""training/app.py: every mistake is one sentence; what a run writes down before it starts; another config is refused."""
+"""training/app.py: every mistake is one sentence with its exit code."""
 
 import errno
-import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import ml_collections
 import pytest
 
 from entropy_jax.training import app
-from entropy_jax.training.loop import NonFiniteError
+from entropy_jax.training.loop import Interrupted, NonFiniteError
 from entropy_jax.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +28,8 @@ def get_config(variant=''):
   config.twice = config.get_ref('num_steps') * 2
   config.resume = True
   config.sizes = (1, 2)
+  config.rooms = [{'name': 'grpo'}]
+  config.nothing = []
   config.limit = ml_collections.config_dict.placeholder(float)
   config.objective = ml_collections.ConfigDict({'name': 'grpo', 'beta': 0.1})
   return config
@@ -63,7 +64,7 @@ class TestParse:
     )  # fmt: skip
     assert app.resolve(config) == {
       'learning_rate': 2.0, 'num_steps': 7, 'twice': 14, 'resume': False, 'sizes': [3, 4], 'limit': None,
-      'objective': {'name': 'grpo', 'beta': 0.5},
+      'rooms': [{'name': 'grpo'}], 'nothing': [], 'objective': {'name': 'grpo', 'beta': 0.5},
     }  # fmt: skip
     assert workdir == Path('/x/y') and config.is_locked
 
@@ -75,7 +76,7 @@ class TestParse:
     [
       ('--config.learning_rat=1', "--config.learning_rat: there is no such key in the config. Did you mean 'learning_rate'?"),
       ('--config.objective.bet=1', "Did you mean 'objective.beta'?"),
-      ('--config.zzz=1', 'The keys are learning_rate, limit, num_steps, objective,'),
+      ('--config.zzz=1', 'The keys are learning_rate, limit, nothing, num_steps, objective,'),
       ('--config.sizes[9]=1', '--config.sizes[9]: there is no such key'),
       ('--config.learning_rate=fast', "--config.learning_rate='fast' is not a number; the default is 0.001."),
       ('--config.num_steps=1.5', "--config.num_steps='1.5' is not a whole number; the default is 10."),
@@ -86,6 +87,11 @@ class TestParse:
       ('--wrkdir=3', "--wrkdir is not a flag of this program"),
       ('--wrkdir=3', "Did you mean 'workdir'?"),
       ('surplus', "'surplus' is not expected"),
+      ('--config.=3', '--config.: there is no such key'),
+      ('--config.rooms=3', "--config.rooms='3' would replace a list, which no flag can; set a value in it, such as --config.rooms[0]"),
+      ('--config.rooms[0]=3', '--config.rooms[0].name...=value'),
+      ('--config.nothing=[1]', "--config.nothing='[1]' would replace a list, which no flag can; change it in the config file."),
+      ('--flagfile=/absent', 'Unable to open flagfile'),
     ],
   )
   def test_a_wrong_argument(self, config_file, argument, text):
@@ -95,6 +101,11 @@ class TestParse:
     assert '--config is missing' in mistake('--workdir=/x')
     assert '--config is missing' in mistake('--workdir=/x', '--config=')
     assert '--workdir is missing' in mistake(f'--config={config_file}')
+
+  def test_a_workdir_below_a_file(self, config_file):
+    assert mistake(f'--config={config_file}', f'--workdir={config_file}/run/1') == (
+      f"--workdir='{config_file}/run/1': {config_file} is no folder; give a folder that is there or can be made."
+    )
 
   def test_missing_file_and_unknown_variant(self, config_file):
     folder = os.path.dirname(config_file)
@@ -118,84 +129,10 @@ class TestParse:
     assert expected in mistake(f'--config={path}:tiny', '--workdir=/x')
 
 
-class TestPrepareWorkdir:
-  def config(self, **changes):
-    return ml_collections.ConfigDict({'seed': 1, 'objective': {'beta': 0.1, 'sizes': (1, 2)}} | changes)
-
-  def test_writes_what_the_run_is(self, tmp_path):
-    app.prepare_workdir(tmp_path / 'a' / 'b', self.config())
-    written = json.loads((tmp_path / 'a' / 'b' / 'config.json').read_text())
-    assert written == {'seed': 1, 'objective': {'beta': 0.1, 'sizes': [1, 2]}}
-    here = json.loads((tmp_path / 'a' / 'b' / 'environment.json').read_text())
-    assert here['packages']['jax'] == jax.__version__ and here['devices'] == {'platform': 'cpu', 'kind': 'cpu', 'count': 8}
-    assert here['command'].startswith('python ') and os.uname().nodename not in json.dumps({k: here[k] for k in here if k != 'command'})
-
-  def test_same_config_resumes(self, tmp_path, capsys):
-    for _ in range(2):
-      app.prepare_workdir(tmp_path, self.config())
-      (tmp_path / 'metrics.jsonl').write_text('{"step": 0}\n')
-    assert capsys.readouterr().err == ''
-
-  def test_another_config_is_refused_with_both_values(self, tmp_path):
-    app.prepare_workdir(tmp_path, self.config())
-    (tmp_path / 'metrics.jsonl').write_text('{"step": 0}\n')
-    with pytest.raises(UserError, match=r'objective.beta=0.1, and this one has objective.beta=0.2; give another --workdir'):
-      app.prepare_workdir(tmp_path, self.config(seed=2, objective={'beta': 0.2, 'sizes': (1, 2)}))
-    with pytest.raises(UserError, match='with extra=absent, and this one has extra=true'):
-      app.prepare_workdir(tmp_path, self.config(extra=True))
-    assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 1
-
-  def test_a_mistake_before_the_first_result_does_not_bind_the_workdir(self, tmp_path):
-    app.prepare_workdir(tmp_path, self.config(seed=-1))
-    (tmp_path / 'checkpoints').mkdir()
-    (tmp_path / 'metrics.jsonl').touch()
-    app.prepare_workdir(tmp_path, self.config(seed=3))
-    assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 3
-
-  def test_damaged_config_json(self, tmp_path):
-    app.prepare_workdir(tmp_path, self.config())
-    (tmp_path / 'metrics.jsonl').write_text('{"step": 0}\n')
-    (tmp_path / 'config.json').write_text('{"seed"')
-    with pytest.raises(UserError, match=r'config\.json is damaged'):
-      app.prepare_workdir(tmp_path, self.config())
-
-  def test_another_version_is_mentioned(self, tmp_path, capsys):
-    app.prepare_workdir(tmp_path, self.config())
-    (tmp_path / 'metrics.jsonl').write_text('{"step": 0}\n')
-    path = tmp_path / 'environment.json'
-    old = json.loads(path.read_text())
-    old['packages']['optax'] = '0.0.1'
-    path.write_text(json.dumps(old))
-    app.prepare_workdir(tmp_path, self.config())
-    assert 'packages.optax was "0.0.1" and is now' in capsys.readouterr().err
-
-  def test_a_place_that_cannot_be_written(self, tmp_path):
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match='cannot be written'):
-      app.prepare_workdir(tmp_path / 'file' / 'run', self.config())
-
-
 class TestResolve:
   def test_refuses_what_json_cannot_hold(self):
     with pytest.raises(UserError, match=r'config.a.b\[1\] is a function'):
       app.resolve(ml_collections.ConfigDict({'a': {'b': [1, lambda: 0]}}))
-
-
-class TestCompilationCache:
-  def test_where_it_is(self, monkeypatch, tmp_path):
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    try:
-      monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/given')
-      assert app.set_compilation_cache() == '/given' and jax.config.jax_compilation_cache_dir == before[0]
-      monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
-      monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-      assert app.set_compilation_cache() == jax.config.jax_compilation_cache_dir == str(tmp_path / 'entropy_jax')
-      monkeypatch.delenv('XDG_CACHE_HOME')
-      monkeypatch.setenv('HOME', str(tmp_path))
-      assert app.set_compilation_cache() == str(tmp_path / '.cache' / 'entropy_jax')
-    finally:
-      jax.config.update('jax_compilation_cache_dir', before[0])
-      jax.config.update('jax_persistent_cache_min_compile_time_secs', before[1])
 
 
 class TestExplain:
@@ -218,14 +155,43 @@ class TestRun:
     app.run(lambda config, workdir: seen.append((config.num_steps, workdir)), argv)
     assert seen == [(2, tmp_path / 'run')] and (tmp_path / 'run' / 'config.json').exists()
 
-  @pytest.mark.parametrize('error', [UserError('keep=2 is outside (0, 1].'), NonFiniteError('step 3: loss is nan.')])
-  def test_one_sentence_and_code_2(self, config_file, tmp_path, capsys, error):
+  @pytest.mark.parametrize(('error', 'code'), [(UserError('keep=2 is outside (0, 1].'), 2), (NonFiniteError('step 3: loss is nan.'), 3)])
+  def test_one_sentence_and_the_code(self, config_file, tmp_path, capsys, error, code):
     def main(config, workdir):
       raise error
 
     with pytest.raises(SystemExit) as caught:
       app.run(main, ['p', f'--config={config_file}', f'--workdir={tmp_path}/run'])
-    assert caught.value.code == 2 and capsys.readouterr().err == f'error: {error}\n'
+    assert caught.value.code == code and capsys.readouterr().err == f'error: {error}\n'
+
+  def test_an_interrupted_run_keeps_its_code(self, config_file, tmp_path):
+    def main(config, workdir):
+      raise Interrupted('stopped at step 3.', signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+      app.run(main, ['p', f'--config={config_file}', f'--workdir={tmp_path}/run'])
+    assert caught.value.code == 143
+
+  @pytest.mark.parametrize(
+    ('lines', 'sentence'),
+    [
+      ("config.parallel = 'pmpa'", "config: parallel='pmpa' is not one of pmap, fsdp. Did you mean 'pmap'?"),
+      ('config.num_devices = -1', 'config: num_devices=-1 is outside [0, inf); give a value in that interval.'),
+      ('config.num_devices = 9', 'config.num_devices=9: there are 8 devices; give 0 for all, or 1 to 8.'),
+      ("config.profile_steps = '5-3'", "profile_steps='5-3' ends before it begins"),
+      ('config.max_rejected = 0', 'config: max_rejected=0 is outside [1, inf); give a value in that interval.'),
+      ("config.distributed = 'here'", "config.distributed='here' has 1 parts and not 3"),
+      ("config.distributed = 'auto'; config.num_devices = 2", 'several processes use all their devices; give num_devices=0.'),
+    ],
+  )
+  def test_wrong_launch_keys(self, tmp_path, capsys, lines, sentence):
+    path = tmp_path / 'study.py'
+    path.write_text(f'import ml_collections\n\ndef get_config():\n  config = ml_collections.ConfigDict()\n  {lines}\n  return config\n')
+    with pytest.raises(SystemExit) as caught:
+      app.run(lambda config, workdir: None, ['p', f'--config={path}', f'--workdir={tmp_path}/run'])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.startswith('error: ') and said.count('\n') == 1 and sentence in said
+    assert not (tmp_path / 'run').exists()
 
   def test_a_defect_keeps_its_traceback(self, config_file, tmp_path):
     def main(config, workdir):
@@ -236,7 +202,8 @@ class TestRun:
 
   def test_help(self, capsys):
     app.run(lambda config, workdir: None, ['p', '--help'])
-    assert '--config=configs/NAME.py[:variant] --workdir=DIR' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert '--config=configs/NAME.py[:variant] --workdir=DIR' in out and '143  SIGTERM came' in out
 
   def test_as_a_process(self, config_file, tmp_path):
     script = 'from entropy_jax.training import app\napp.run(lambda config, workdir: print(config.learning_rte))\n'

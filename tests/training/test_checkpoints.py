@@ -1,5 +1,6 @@
 """training/checkpoints.py: every bit back, every damage found, nothing deleted that was not replaced."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from entropy_jax.training.checkpoints import MANIFEST, Checkpoints, write_atomically
+from entropy_jax.training import checkpoints as checkpoints_module
+from entropy_jax.training.checkpoints import MANIFEST, Checkpoints
+from entropy_jax.training.files import StorageError
 from entropy_jax.types import UserError
+from tests.training.test_writers import full_disk
 
 
 def state_of(step):
@@ -216,6 +220,140 @@ class TestDamage:
     checkpoints.close()
 
 
+def tree(directory):
+  return {p.relative_to(directory): p.read_bytes() for p in sorted(directory.rglob('*')) if p.is_file()}
+
+
+# Orbax abandons the event loop of a write that failed while tensorstore's threads still report to it.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+class TestStorage:
+  big = {'x': np.random.default_rng(0).normal(size=100_000).astype(np.float32)}
+
+  @pytest.mark.parametrize('asynchronous', [False, True])
+  def test_a_full_disk_is_one_sentence_and_leaves_nothing(self, tmp_path, asynchronous, capfd):
+    saver, _ = opened(tmp_path, asynchronous=asynchronous)
+    saver.save(1, state_of(1), {'position': 1})
+    saver.wait()
+    before = tree(tmp_path)
+    for _ in range(2):  # the same step again, in the same process
+      with full_disk(100_000), pytest.raises(StorageError) as caught:
+        saver.save(2, self.big, {})
+        saver.wait()
+      text = str(caught.value)
+      assert text.startswith(f'the checkpoint of step 2 could not be saved, the older ones are untouched ({tmp_path}: File too large)')
+      assert text.endswith('the same command goes on from the newest checkpoint.') and '\n' not in text
+      assert tree(tmp_path) == before and sorted(p.name for p in tmp_path.iterdir()) == ['1'] and saver.newest() == 1
+    assert 'Traceback' not in capfd.readouterr().err
+    saver.save(2, state_of(2), {'position': 2})  # somebody made room
+    saver.close()
+    again, said = opened(tmp_path)
+    assert again.restore_latest(state_of(0))[2] == {'position': 2} and said == []
+    again.close()
+
+  def test_a_background_failure_comes_out_at_the_next_save_under_its_own_number(self, tmp_path):
+    saver, _ = opened(tmp_path, asynchronous=True)
+    with full_disk(100_000):
+      saver.save(4, self.big, {})
+      saver._worker.submit(lambda: None).result()
+    with pytest.raises(StorageError, match='checkpoint of step 4'):
+      saver.save(8, state_of(8), {})
+    saver.save(8, state_of(8), {})
+    saver.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['8']
+
+  @pytest.mark.parametrize('asynchronous', [False, True])
+  def test_a_manifest_that_cannot_be_written(self, tmp_path, monkeypatch, asynchronous):
+    saver, _ = opened(tmp_path, asynchronous=asynchronous)
+    saver.save(1, state_of(1), {})
+    saver.wait()
+
+    def full(*unused):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoints_module, 'write_atomically', full)
+      with pytest.raises(StorageError, match='No space left on device'):
+        saver.save(2, state_of(2), {})
+        saver.wait()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['1']
+    saver.save(2, state_of(2), {})
+    assert saver.restore_latest(state_of(0))[0] == 2
+    saver.close()
+
+  def test_another_failure_keeps_its_name_and_leaves_nothing(self, tmp_path, monkeypatch):
+    saver, _ = opened(tmp_path)
+
+    def defect(*unused):
+      raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoints_module, '_digest', defect)
+      with pytest.raises(ZeroDivisionError):
+        saver.save(2, state_of(2), {})
+    assert list(tmp_path.iterdir()) == []
+    saver.save(2, state_of(2), {})
+    saver.close()
+
+  def test_old_steps_that_cannot_be_deleted_are_said(self, three, tmp_path, monkeypatch):
+    directory = Path(shutil.copytree(three, tmp_path / 'checkpoints'))
+    saver, said = opened(directory, keep=2)
+
+    def denied(*unused):
+      raise PermissionError(errno.EACCES, 'Permission denied')
+
+    with monkeypatch.context() as patch:
+      patch.setattr(shutil, 'rmtree', denied)
+      saver.save(8, state_of(8), {})
+    assert len(said) == 1 and 'could not be deleted (Permission denied)' in said[0]
+    assert saver.restore_latest(state_of(0))[0] == 8
+    saver.close()
+    opened(directory)[0].close()
+    assert not list(directory.glob('deleting-*'))
+
+  def test_a_damaged_one_in_a_read_only_directory_is_still_passed_over(self, copy, monkeypatch):
+    flip(copy / '6' / MANIFEST)
+    saver, said = opened(copy)
+
+    def read_only(*unused):
+      raise OSError(errno.EROFS, 'Read-only file system')
+
+    with monkeypatch.context() as patch:
+      patch.setattr(os, 'replace', read_only)
+      assert saver.restore_latest(state_of(0))[0] == 4
+    assert 'it could not be moved away (Read-only file system), falling back to step 4' in said[0]
+    saver.close()
+
+  @pytest.mark.parametrize(('number', 'damaged'), [(errno.EIO, True), (errno.EACCES, False)])
+  def test_what_the_disk_cannot_give_back_is_damaged_what_is_forbidden_is_not(self, copy, monkeypatch, number, damaged):
+    saver, said = opened(copy)
+    digest = checkpoints_module._digest
+
+    def read(path):
+      if path.parent.parent.name == '6' or path.parent.name == '6':
+        raise OSError(number, os.strerror(number), str(path))
+      return digest(path)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoints_module, '_digest', read)
+      if damaged:
+        assert saver.restore_latest(state_of(0))[0] == 4 and 'cannot be read (Input/output error)' in said[0]
+      else:
+        with pytest.raises(StorageError, match='Permission denied'):
+          saver.restore_latest(state_of(0))
+        assert said == [] and saver.steps() == [2, 4, 6]
+    saver.close()
+
+  def test_a_directory_that_cannot_be_made(self):
+    with pytest.raises(StorageError, match='checkpoints cannot be written'):
+      Checkpoints('/proc/1/nothing')
+
+  def test_newest_counts_whole_ones(self, copy):
+    (copy / '8').mkdir()
+    saver, _ = opened(copy)
+    assert saver.newest() == 6
+    saver.close()
+
+
 class TestForeign:
   @pytest.mark.parametrize(
     ('change', 'text'),
@@ -250,16 +388,3 @@ def test_manifest_reads_as_documented(three):
   # every file but the manifest itself is listed
   files = {str(p.relative_to(three / '6')) for p in (three / '6').rglob('*') if p.is_file()}
   assert content['files'].keys() == files - {MANIFEST}
-
-
-def test_write_atomically_leaves_the_old_text_when_it_fails(tmp_path, monkeypatch):
-  path = tmp_path / 'a.json'
-  write_atomically(path, 'old')
-
-  def full(descriptor):
-    raise OSError(28, 'No space left on device')
-
-  monkeypatch.setattr(os, 'fsync', full)
-  with pytest.raises(OSError, match='No space left'):
-    write_atomically(path, 'new')
-  assert path.read_text() == 'old'

@@ -9,12 +9,15 @@ from entropy_jax import catalog
 from entropy_jax.data import countdown, pipeline, tokenizers, verifiers
 from entropy_jax.models import presets
 from entropy_jax.models.transformer import transformer_policy
+from entropy_jax.parallel import make
 from entropy_jax.training import language
+from entropy_jax.training.progress import Clock
 
 TOKENIZER = tokenizers.CharacterTokenizer(tokenizers.COUNTDOWN_ALPHABET)
 POLICY = transformer_policy(presets.preset('study_tiny', vocab_size=TOKENIZER.vocab_size, num_layers=1))
 PROBLEMS = sorted(countdown.enumerate_problems(num_numbers=3, max_number=3).items())
 TX = optax.adam(3e-3)
+JIT = make('jit')
 
 
 @pytest.fixture(scope='module')
@@ -37,35 +40,39 @@ class TestSupervisedBody:
     objective = catalog.build({'advantages': [{'name': 'unit'}], 'surrogates': [{'name': 'reinforce'}]})
     data = pipeline.training_batches(problems, TOKENIZER, batch_size=8, seed=0, supervised=True)
     example = language.example_batch(8, problems.prompt_length(), problems.response_length())
-    state = language.initial_state(POLICY, None, jax.random.key(0), TX, objective, example)
-    body = language.supervised_body(POLICY, objective, TX)
+    state = language.initial_state(JIT, POLICY, None, jax.random.key(0), TX, objective, example)
+    body = language.supervised_body(JIT, POLICY, objective, TX)
     losses = []
     for k in range(30):
       state, metrics = body(state, next(data), jax.random.key(k))
       losses.append(float(metrics['update/loss']))
     # An untrained policy is no better than the uniform one over 22 tokens, ln 22 = 3.09 nats a token.
     assert losses[0] > 3.0 and losses[-1] < 0.5 * losses[0] and losses[-1] < 2.0
-    assert set(metrics) == {'update/loss', 'update/gradient_norm', 'policy/entropy'}
+    counts = {'tokens/prompt', 'tokens/scored', 'rollout/num_sequences'}
+    assert set(metrics) == {'update/loss', 'update/gradient_norm', 'update/rejected', 'policy/entropy'} | counts
+    assert metrics['rollout/num_sequences'] == 8 and 8 * 5 <= metrics['tokens/scored'] <= 8 * problems.response_length()
 
 
 @pytest.fixture(scope='module')
 def step(problems):
-  """One reinforcement step from an untrained policy: (state before its donation, state, metrics)."""
+  """One reinforcement step from an untrained policy: (parameters before, state, metrics, what was trained on, seconds)."""
   objective = catalog.build({'advantages': [{'name': 'grpo'}], 'surrogates': [{'name': 'ppo_clip'}]})
   data = pipeline.training_batches(problems, TOKENIZER, batch_size=4, seed=0)
   example = language.example_batch(16, problems.prompt_length(), problems.response_length())
-  state = language.initial_state(POLICY, None, jax.random.key(0), TX, objective, example)
+  state = language.initial_state(JIT, POLICY, None, jax.random.key(0), TX, objective, example)
   # A reward that a policy that knows nothing can earn: the answer has an even number of characters.
   even = lambda answers, rows: (np.array([len(a) % 2 == 0 for a in answers], np.float32), {'even': sum(len(a) % 2 == 0 for a in answers)})
-  body = language.reinforcement_body(POLICY, objective, TX, group_size=4, **common(problems) | {'verify': even})
+  clock = Clock()
+  body = language.reinforcement_body(JIT, POLICY, objective, TX, group_size=4, clock=clock, **common(problems) | {'verify': even})
   before = jax.device_get(state.params)
-  state, metrics = body(state, next(data), jax.random.key(1))
-  return before, jax.device_get(state), {name: float(value) for name, value in metrics.items()}
+  state, metrics, inputs = body(state, next(data), jax.random.key(1))
+  metrics = {name: float(value) for name, value in metrics.items()}
+  return before, jax.device_get(state), metrics, jax.device_get(inputs), clock.collect()
 
 
 class TestReinforcementBody:
   def test_metrics(self, step, problems):
-    _, state, metrics = step
+    _, state, metrics, _, _ = step
     assert all(np.isfinite(value) for value in metrics.values())
     assert metrics['rollout/success'] == metrics['verdict/even']
     assert 1 <= metrics['rollout/response_length'] <= problems.response_length()
@@ -74,8 +81,23 @@ class TestReinforcementBody:
     assert metrics['rollout/entropy_at_temperature_1'] == metrics['rollout/entropy']
     assert int(state.num_updates) == 1 and int(state.num_rejected) == 0
 
+  def test_counts_tokens_of_every_kind(self, step, problems):
+    _, _, metrics, inputs, _ = step
+    generated = inputs['sampled'].mask_BxT.sum()
+    # 4 prompts, each read 4 times; one update and one pass afterwards score every generated token.
+    assert metrics['tokens/prompt'] == inputs['prompt']['prompt_mask_BxP'].sum()
+    assert metrics['tokens/generated'] == generated == round(metrics['rollout/response_length'] * 16)
+    assert metrics['tokens/scored'] == 2 * generated and metrics['rollout/num_sequences'] == 16
+
+  def test_gives_what_it_trained_on(self, step):
+    _, _, metrics, inputs, _ = step
+    assert inputs['reward_B'].shape == (16,) and inputs['reward_B'].mean() == metrics['rollout/success']
+
+  def test_measures_its_parts(self, step):
+    assert {'seconds/generate', 'seconds/verify', 'seconds/update', 'seconds/score'} <= set(step[4])
+
   def test_parameters_move(self, step):
-    before, state, _ = step
+    before, state, *_ = step
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, state.params)
     assert max(jax.tree.leaves(moved)) > 1e-4
 
@@ -96,7 +118,7 @@ class TestEvaluator:
       return rows['valid_B'].astype(np.float32), {}
 
     options = common(problems) | {'verify': all_correct}
-    evaluate = language.evaluator(POLICY, batches, num_samples=2, key=jax.random.key(0), **options)
+    evaluate = language.evaluator(JIT, POLICY, batches, num_samples=2, key=jax.random.key(0), **options)
     found = evaluate(POLICY.init(jax.random.key(0)))
     assert seen == [2 * (len(problems) + 3)]
     assert found['success'] == 1.0 and found['pass_at_2'] == 1.0
@@ -104,6 +126,6 @@ class TestEvaluator:
 
   def test_same_key_same_numbers(self, problems):
     batches = pipeline.evaluation_batches(problems, TOKENIZER, batch_size=16)
-    evaluate = language.evaluator(POLICY, batches, num_samples=1, key=jax.random.key(0), **common(problems))
+    evaluate = language.evaluator(JIT, POLICY, batches, num_samples=1, key=jax.random.key(0), **common(problems))
     params = POLICY.init(jax.random.key(0))
     assert evaluate(params) == evaluate(params)

@@ -34,6 +34,20 @@ class Batches:
     self.position = state['position']
 
 
+class Poisoned(Batches):
+  """The same, but the batches of these steps make a loss that is not finite."""
+
+  def __init__(self, *steps):
+    super().__init__()
+    self.steps = steps
+
+  def next(self):
+    batch = super().next()
+    if self.position - 1 in self.steps:
+      batch['x'][0, 0] = np.inf
+    return batch
+
+
 def start():
   params = {'w': jnp.ones((3,), jnp.float32), 'half': jnp.ones((2,), jnp.bfloat16)}
   return {'params': params, 'opt': TX.init(params), 'count': jnp.zeros((), jnp.int32), 'key': jax.random.key(5)}
@@ -48,7 +62,17 @@ def step(state, batch, key):
   value, grads = jax.value_and_grad(loss)(state['params'])
   updates, opt = TX.update(grads, state['opt'], state['params'])
   state = {**state, 'params': optax.apply_updates(state['params'], updates), 'opt': opt, 'count': state['count'] + 1}
-  return state, {'loss': value, 'gradient_norm': optax.tree.norm(grads), 'num_tokens': jnp.int32(16)}
+  counts = {'tokens/scored': jnp.int32(16), 'rollout/num_sequences': jnp.int32(4)}
+  return state, {'loss': value, 'gradient_norm': optax.tree.norm(grads), **counts}
+
+
+@jax.jit
+def guarded(state, batch, key):
+  """The step that keeps what is not finite out of the parameters, as training.step does; its third result is what it used."""
+  after, metrics = step(state, batch, key)
+  fine = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['gradient_norm'])
+  kept = {name: jax.tree.map(lambda new, old: jnp.where(fine, new, old), after[name], state[name]) for name in ('params', 'opt')}
+  return {**after, **kept}, metrics | {'update/rejected': 1.0 - fine}, {'doubled': 2 * batch['x'], 'key': key}
 
 
 @jax.jit

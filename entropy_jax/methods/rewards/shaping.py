@@ -8,6 +8,11 @@ from entropy_jax.ops import masked
 from entropy_jax.types import Metrics, UserError
 
 
+def _check_overlong(*, max_length: float, buffer: float) -> None:
+  if buffer > max_length:
+    raise UserError(f'soft_overlong: buffer={buffer!r} exceeds max_length={max_length!r}; give one in (0, {max_length!r}].')
+
+
 def soft_overlong_reward(
   reward_B: jax.Array,
   length_B: jax.Array,
@@ -40,17 +45,14 @@ def soft_overlong_reward(
   >>> reward.tolist()
   [1.0, 0.5, 0.0, 0.0]
   """
-  if buffer > max_length:
-    raise UserError(
-      f'soft_overlong: buffer={buffer!r} exceeds max_length={max_length!r}; give one in (0, {max_length!r}].'
-    )
+  _check_overlong(max_length=max_length, buffer=buffer)
   excess_B = jnp.maximum(length_B - (max_length - buffer), 0.0) / buffer
   share_B = jnp.minimum(excess_B, 1.0) if bounded else excess_B
   return reward_B - factor * share_B, {'penalised_fraction': jnp.mean(excess_B > 0.0, dtype=jnp.float32)}
 
 
 soft_overlong = transform.reward(
-  'soft_overlong', soft_overlong_reward, max_length='(0, inf)', buffer='(0, inf)', factor='[0, inf)'
+  'soft_overlong', soft_overlong_reward, check=_check_overlong, max_length='(0, inf)', buffer='(0, inf)', factor='[0, inf)'
 )
 
 

@@ -1,8 +1,11 @@
 """Dynamic sampling: prompts whose responses all earn the same teach nothing, so generate until enough prompts do teach.
 
-It runs on the host, between generation and training, and hands on batches of a fixed number of prompts.
+It runs on the host, between generation and training, and hands on batches of a fixed number of prompts. One training step draws all the
+generation batches that it needs and drops what is left over, so nothing goes from one step into the next and there is nothing to save: what
+the step drew from the data iterator is in that iterator's state, which the training loop saves between steps.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +64,7 @@ class DynamicSampling:
     num_prompts: >= 1, informative prompts of a training batch.
     max_num_batches: generation batches after which too few prompts are an error; 0 or less for no limit.
 
+  Limits: with several processes give `add` the rows of all of them, so that all stop at the same generation batch.
   Reference: Yu et al., DAPO, arXiv 2503.14476, dynamic sampling.
 
   >>> sampling = DynamicSampling(num_prompts=1)
@@ -70,6 +74,12 @@ class DynamicSampling:
   True
   >>> sampling.take().rows['text'].tolist()
   ['c', 'd']
+
+  In a training step, `collect` does the same:
+
+  >>> batches = iter([({'text': np.array(['e', 'f'])}, [0., 0.], [1, 1]), ({'text': np.array(['g', 'h'])}, [0., 1.], [1, 1])])
+  >>> sampling.collect(lambda: next(batches)).rows['text'].tolist()
+  ['g', 'h']
   """
 
   def __init__(self, *, num_prompts: int, max_num_batches: int = 0):
@@ -83,6 +93,23 @@ class DynamicSampling:
   def _clear(self) -> None:
     self._kept: list[tuple[PyTree, np.ndarray]] = []
     self._num_kept = self._num_seen = self._num_batches = 0
+
+  def collect(self, draw: Callable[[], tuple[PyTree, Any, Any]]) -> Selected:
+    """The training batch of one step: draws until there are enough informative prompts.
+
+    It starts empty, so that a step that was broken off, and is made again when the run resumes, finds nothing of the first attempt.
+
+    Args:
+      draw: makes the next generation batch, the arguments of `add`. What it draws from must not run ahead of it unseen: the position of
+        the data iterator after this call is the one that a checkpoint saves.
+
+    Raises:
+      UserError: as `add`.
+    """
+    self._clear()
+    while not self.add(*draw()):
+      pass
+    return self.take()
 
   def add(self, rows: PyTree, metric_B: Any, group_B: Any) -> bool:
     """Takes in one generation batch.

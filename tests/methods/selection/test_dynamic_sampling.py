@@ -1,5 +1,6 @@
 """Dynamic sampling: which prompts teach, and the accumulator's order, truncation, limit and reuse."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +101,36 @@ class TestDynamicSampling:
     assert not any(sampling.add(*batch((i, [1, 1]))) for i in range(5))
     assert sampling.add(*batch((5, [1, 0])))
     assert sampling.take().informative_fraction == 1 / 6
+
+  def test_collect_is_add_until_enough_and_take(self):
+    batches = [batch((9, [1, 0]), (4, [1, 1])), batch((1, [0, 0])), batch((6, [0, 1]), (2, [1, 0])), batch((3, [0, 1]))]
+    drawn = iter(batches)
+    chosen = selection.DynamicSampling(num_prompts=2).collect(drawn.__next__)
+    np.testing.assert_array_equal(chosen.rows['tokens_BxT'][:, 0], [9, 9, 6, 6])
+    assert chosen.num_batches == 3 and next(drawn) is batches[3]  # not one batch more than it needs
+    by_hand = selection.DynamicSampling(num_prompts=2)
+    assert [by_hand.add(*b) for b in batches[:3]] == [False, False, True]
+    chex.assert_trees_all_equal(chosen, by_hand.take())
+
+  def test_collect_carries_nothing_from_one_step_to_the_next(self):
+    sampling = selection.DynamicSampling(num_prompts=2, max_num_batches=3)
+    batches = [batch((9, [1, 0])), batch((6, [0, 1]), (2, [1, 0]))]
+
+    def broken_off():
+      if sampling._num_batches:
+        raise KeyboardInterrupt
+      return batches[0]
+
+    with pytest.raises(KeyboardInterrupt):
+      sampling.collect(broken_off)
+    for _ in range(2):  # and a third prompt is dropped each time
+      chosen = sampling.collect(iter(batches).__next__)
+      np.testing.assert_array_equal(chosen.rows['tokens_BxT'][:, 0], [9, 9, 6, 6])
+      assert chosen.num_batches == 2 and chosen.informative_fraction == 1.0
+
+  def test_collect_gives_up(self):
+    with pytest.raises(UserError, match='3 generation batches gave 0 informative prompts'):
+      selection.DynamicSampling(num_prompts=1, max_num_batches=3).collect(lambda: batch((1, [1, 1])))
 
   @pytest.mark.parametrize('num_prompts', [0, -3, 1.5])
   def test_refuses_bad_numbers(self, num_prompts):
