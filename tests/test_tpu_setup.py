@@ -83,6 +83,21 @@ class TestBlocks:
     for text in (script.CONFIG, '/mnt/runs', '10.0.0.2:1234', 'JAX_PROCESS_ID=0', '\nINDEX=0', 'sleep 60', 'distributed=auto'):
       assert text in f'\n{rehearsed}', text
 
+  def test_a_block_that_fails_is_seen(self, tmp_path):
+    site = script.Site(tmp_path, {'one_host': 'echo from the block; exit 4\n', 'watch': 'true\n'}, show=False)
+    with pytest.raises(script.RehearsalError, match=r'host 0 ended with 4 and not 0(.|\n)*from the block'):
+      script.one_host(site)
+    assert site.run('watch', script.How()) == ''
+    site.clean()
+
+  def test_after_a_failure_what_rests_on_it_is_not_run(self, monkeypatch):
+    def fails(site):
+      raise script.RehearsalError('broken')
+
+    monkeypatch.setitem(script.REHEARSALS, 'profile', fails)
+    done = [(name, fine, seen) for name, _, fine, seen in script.rehearse(['profile', 'timings'])]
+    assert done == [('profile', False, 'RehearsalError: broken'), ('timings', False, 'not run, for profile failed')]
+
   def test_the_cheapest_run(self):
     done = list(script.rehearse(['check', 'watch']))
     assert [(name, fine) for name, _, fine, _ in done] == [('check', True), ('watch', True)], done

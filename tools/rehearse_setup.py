@@ -23,7 +23,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -71,17 +70,13 @@ STATES = ('WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE', 'SUSPENDED', 'WAITI
 
 
 class Block(NamedTuple):
-  """A block of commands: its line in the document, its name if it is rehearsed, and what it would need if it is not."""
-
-  line: int
-  name: str | None
-  needs: str | None
+  line: int  # in the document
+  name: str | None  # if it is rehearsed
+  needs: str | None  # if it is not
   code: str
 
 
 class How(NamedTuple):
-  """How a block is run."""
-
   port: int = 0  # of process 0
   steps: int = STEPS
   devices: int = 4  # of a process
@@ -99,12 +94,9 @@ class RehearsalError(Exception):
 
 def blocks(text: str) -> list[Block]:
   """Every block of the document; one without a mark has neither name nor needs."""
-  found = []
-  for match in BLOCK.finditer(text):
-    mark = MARK.search(text, 0, match.start())
-    name, needs = (mark['name'], mark['needs']) if mark else (None, None)
-    found.append(Block(text.count('\n', 0, match.start()) + 1, name, needs, match['code']))
-  return found
+  found = [(match, MARK.search(text, 0, match.start())) for match in BLOCK.finditer(text)]
+  line = lambda match: text.count('\n', 0, match.start()) + 1
+  return [Block(line(match), mark and mark['name'], mark and mark['needs'], match['code']) for match, mark in found]
 
 
 def check(condition: object, what: str) -> None:
@@ -161,9 +153,9 @@ class Site:
     mine = {key: value for key, value in os.environ.items() if not key.startswith(('JAX_', 'SLURM_', 'XLA_'))}
     mine |= {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PAUSE': '1', 'PATH': f'{self.folder / "bin"}:{mine["PATH"]}'}
     mine |= {'JAX_COMPILATION_CACHE_DIR': str(self.folder / 'cache'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3'}
-    options = {'cwd': folder or self.host(index), 'env': mine | dict(how.variables), 'start_new_session': True}
+    command, place, env = ['bash', '-e', str(script)], folder or self.host(index), mine | dict(how.variables)
     with open(self.log(name, index), 'w') as log:
-      process = subprocess.Popen(['bash', '-e', str(script)], stdout=log, stderr=log, text=True, **options)
+      process = subprocess.Popen(command, cwd=place, env=env, stdout=log, stderr=log, text=True, start_new_session=True)
     self._started.append(process)
     return process
 
@@ -224,11 +216,7 @@ def whole(run: pathlib.Path, steps: int) -> str:
 def install(site: Site) -> str:
   clone = site.folder / 'clone'
   clone.mkdir()
-  for name in TREE:
-    if (ROOT / name).is_dir():
-      shutil.copytree(ROOT / name, clone / name)
-    else:
-      shutil.copy(ROOT / name, clone / name)
+  subprocess.run(['cp', '-r', *(str(ROOT / name) for name in TREE), str(clone)], check=True)
   (site.folder / 'bin' / 'python3.11').symlink_to(os.path.realpath(sys.executable))
   site.finish([site.start('install', 0, How(), folder=clone)], 'install', seconds=1200)
   command = [str(clone / '.venv' / 'bin' / 'python'), '-c', 'import entropy_jax; print(entropy_jax.__file__)']
@@ -241,11 +229,10 @@ def check_block(site: Site) -> str:
   alone = site.run('check', ONE._replace(variables={'DISTRIBUTED': ''})).splitlines()[-1]
   check(alone == 'process 0 of 1: 8 of 8 devices, cpu', alone)
   port = free_port()
-  processes = [site.start('check', k, How(variables={'DISTRIBUTED': f'127.0.0.1:{port},2,{k}'})) for k in (0, 1)]
-  site.finish(processes, 'check')
+  site.finish([site.start('check', k, How(variables={'DISTRIBUTED': f'127.0.0.1:{port},2,{k}'})) for k in (0, 1)], 'check')
   for k in (0, 1):
-    line = f'process {k} of 2: 4 of 8 devices, cpu'
-    check(line in site.log('check', k).read_text().splitlines(), site.log('check', k).read_text())
+    said = site.log('check', k).read_text()
+    check(f'process {k} of 2: 4 of 8 devices, cpu' in said.splitlines(), said)
   return f'{alone}; and 4 of 8 in each of 2'
 
 
@@ -277,8 +264,8 @@ def slurm(site: Site) -> str:
 def fsdp(site: Site) -> str:
   site.run('fsdp', ONE)
   config = json.loads((site.host(0) / 'runs/fsdp/config.json').read_text())
-  model = config['countdown']['model']
-  given = (config['parallel'], config['countdown']['num_slices'], model['remat'], model['dtype'])
+  countdown = config['countdown']
+  given = (config['parallel'], countdown['num_slices'], countdown['model']['remat'], countdown['model']['dtype'])
   check(given == ('fsdp', 2, True, 'bfloat16'), str(given))
   return whole(site.host(0) / 'runs' / 'fsdp', STEPS)
 
@@ -312,8 +299,7 @@ def background(site: Site) -> str:
 
 
 def stop(site: Site) -> str:
-  stops = [site.start('stop', k, How()) for k in (0, 1)]
-  site.finish(stops, 'stop')
+  site.run('stop', How(), 2)
   site.finish(site.running, 'background', code=143)
   study = site.mnt / 'study'
   reached = len(rows(study))
@@ -339,8 +325,7 @@ def watch(site: Site) -> str:
 
 
 def compare(site: Site) -> str:
-  said = site.run('compare', How()).strip()
-  check(said == 'equal', said)
+  check(site.run('compare', How()) == 'equal\n', 'the files differ')
   return 'bitwise equal: interrupted three times, and never'
 
 
@@ -358,47 +343,36 @@ def timings(site: Site) -> str:
   return f'{len(said.splitlines())} lines'
 
 
-# In this order; a rehearsal may need what those before it left behind.
-REHEARSALS: dict[str, tuple[Callable[[Site], str], tuple[str, ...]]] = {
-  'install': (install, ()),
-  'check': (check_block, ()),
-  'one_host': (one_host, ()),
-  'several_hosts': (several_hosts, ()),
-  'several_hosts_flag': (several_hosts_flag, ('several_hosts',)),
-  'slurm': (slurm, ()),
-  'fsdp': (fsdp, ()),
-  'background': (background, ()),
-  'stop': (stop, ('background',)),
-  'watch': (watch, ()),
-  'compare': (compare, ('several_hosts', 'background', 'stop')),
-  'profile': (profile, ()),
-  'timings': (timings, ('profile',)),
-}
+IN_ORDER = (one_host, several_hosts, several_hosts_flag, slurm, fsdp, background, stop, watch, compare, profile, timings)
+REHEARSALS: dict[str, Callable[[Site], str]] = {'install': install, 'check': check_block, **{run.__name__: run for run in IN_ORDER}}
+# What a rehearsal finds left behind by those before it.
+NEEDS = {'several_hosts_flag': {'several_hosts'}, 'stop': {'background'}, 'timings': {'profile'}}
+NEEDS['compare'] = {'several_hosts', 'background', 'stop'}
 
 
 def chosen(names: Sequence[str], skip_install: bool) -> list[str]:
   """The blocks to run, with those that they need, in order."""
   unknown = [name for name in names if name not in REHEARSALS]
   if unknown:
-    raise SystemExit(f'there is no block {unknown[0]}; there are {", ".join(REHEARSALS)}')
-  wanted = {need for name in names or REHEARSALS for need in (name, *REHEARSALS[name][1])}
+    raise SystemExit(f'there is no block {", ".join(unknown)}; there are {", ".join(REHEARSALS)}')
+  wanted = {need for name in names or REHEARSALS for need in (name, *NEEDS.get(name, ()))}
   return [name for name in REHEARSALS if name in wanted and not (skip_install and name == 'install')]
 
 
 def rehearse(names: Sequence[str], *, show: bool = False) -> Iterator[tuple[str, float, bool, str]]:
   """(block, seconds, whether it is fine, what was seen) of each; after a failure, what needs the block fails too."""
   code = {block.name: block.code for block in blocks(DOCUMENT.read_text()) if block.name}
-  if code.keys() != REHEARSALS.keys():
-    raise SystemExit(f'the document and this script have different blocks: {sorted(code.keys() ^ REHEARSALS.keys())}')
+  if different := code.keys() ^ REHEARSALS.keys():
+    raise SystemExit(f'the document and this script have different blocks: {", ".join(sorted(different))}')
   failed: set[str] = set()
   with tempfile.TemporaryDirectory(prefix='rehearsal-', ignore_cleanup_errors=True) as folder:
     site = Site(pathlib.Path(folder), code, show)
     try:
       for name in names:
-        run, needs = REHEARSALS[name]
-        began, fine = time.monotonic(), not failed & set(needs)
+        began, missing = time.monotonic(), failed & NEEDS.get(name, set())
+        fine = not missing
         try:
-          seen = run(site) if fine else f'not run, for {", ".join(sorted(failed & set(needs)))} failed'
+          seen = REHEARSALS[name](site) if fine else f'not run, for {", ".join(sorted(missing))} failed'
         except (RehearsalError, OSError, subprocess.CalledProcessError) as error:
           fine, seen = False, f'{type(error).__name__}: {error}'
         failed |= set() if fine else {name}
