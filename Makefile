@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 RUN := $(BIN)/python -m
 
-.PHONY: venv reproduce reproduce-all test lint types docs check-docs clean
+.PHONY: venv reproduce reproduce-all chaos chaos-tiny test lint types docs check-docs clean
 
 $(VENV)/.core: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "entropy_jax needs Python 3.11 or newer: set PYTHON=python3.11")'
@@ -24,6 +24,16 @@ reproduce: venv  ## the core study: entropy mechanism, with its report
 	@echo "Open $(OUT)/entropy_mechanism/report.html"
 
 reproduce-all: reproduce  ## every default study (one so far)
+
+# Several processes at a time: on processors, and with the compiler's level 1, which compiles faster.
+CHAOS := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=1 $(RUN) experiments.chaos
+
+chaos: venv  ## the reliability matrix: real runs killed, stopped, damaged; the table is in the report
+	$(CHAOS) --config=configs/chaos.py --workdir=$(OUT)/chaos
+	@echo "Open $(OUT)/chaos/report.html"
+
+chaos-tiny: venv  ## the same trials with a few cases each, in minutes
+	$(CHAOS) --config=configs/chaos.py:tiny --workdir=$(OUT)/chaos_tiny
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
