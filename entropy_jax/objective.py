@@ -79,7 +79,7 @@ def sanitize(batch: TokenBatch) -> TokenBatch:
     if isinstance(x, Mapping):
       return {k: clean(name + '_BxT', v) for k, v in x.items()}
     if name.endswith('_BxT') and name != 'mask_BxT':
-      x = masked.zero(x.astype(jnp.float32), batch.mask_BxT)
+      x = masked.zero(x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, batch.mask_BxT)
     elif jnp.issubdtype(x.dtype, jnp.floating):
       x = x.astype(jnp.float32)
     return x if name.removesuffix('_BxT') == 'stats' or name in DIFFERENTIABLE else jax.lax.stop_gradient(x)

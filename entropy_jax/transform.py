@@ -100,11 +100,14 @@ def _read(owner: str, name: str, batch: TokenBatch, planned: Planned, stats: Seq
     if value is None and name != 'sequence_B':  # the row number stands for an absent identity
       raise UserError(f'{owner} reads {name}, which this run does not provide: set TokenBatch.{name}, or leave {owner} out.')
     return value
+  old = name.startswith('old_')
   stat = name.removesuffix('_BxT').removeprefix('old_')
-  source = batch.old_stats if name.startswith('old_') else batch.stats
-  if stat not in source:
-    raise UserError(f'{owner} reads the vocabulary statistic {stat!r}, which was not scored: pass objective.stats to the scoring pass.')
-  return source[stat]
+  asked = [s.name for s in stats if s.name.split('@')[0] == stat and (s.of == 'behaviour') == old] or [stat]
+  assert len(asked) == 1, f'{owner} reads {name} and asks for {asked}: which one is meant?'
+  source = batch.old_stats if old else batch.stats
+  if asked[0] not in source:
+    raise UserError(f'{owner} reads the vocabulary statistic {asked[0]!r}, which was not scored: pass objective.stats to the scoring pass.')
+  return source[asked[0]]
 
 
 def _positional(fn: Callable[..., Any]) -> list[str]:
@@ -129,8 +132,11 @@ class Method:
     function: the mathematics.
     plan: optional pure function of the whole batch without gradient, returning (dict of planned arrays, metrics).
     ranges: keyword -> allowed interval or names.
-    stats: vocabulary statistics that it reads.
+    stats: vocabulary statistics that it reads, or a function of keyword-only hyper-parameters that makes them.
     notes: build-time warnings.
+    init: optional function of keyword-only hyper-parameters that makes the state which the method carries from update to update.
+    remember: with init: pure function (state, fields of the whole batch) -> (dict of values, state, metrics), without gradient. `plan`
+      and `function` read the values by their names.
     controller: optional function of keyword-only hyper-parameters that makes the Controller of a regularizer's coefficient.
     check: optional function of keyword-only hyper-parameters that raises UserError where they do not go together.
   """
@@ -140,20 +146,23 @@ class Method:
   function: Callable[..., Any]
   plan: Callable[..., Any] | None
   ranges: Mapping[str, str]
-  stats: tuple[VocabStat, ...]
+  stats: tuple[VocabStat, ...] | Callable[..., tuple[VocabStat, ...]]
   notes: tuple[Note, ...]
   controller: 'Callable[..., Controller] | None' = None
   check: Callable[..., None] | None = None
+  init: Callable[..., PyTree] | None = None
+  remember: Callable[..., tuple[Planned, PyTree, Metrics]] | None = None
 
   @property
   def reads(self) -> frozenset[str]:
     """The fields of TokenBatch that it takes as they are, by their names; what is derived from fields that are always there is left out."""
     given = {f.name for f in dataclasses.fields(TokenBatch)}
-    return frozenset(name for f in (self.plan, self.function) if f is not None for name in _positional(f)) & given
+    return frozenset(name for f in (self.remember, self.plan, self.function) if f is not None for name in _positional(f)) & given
 
   def defaults(self) -> dict[str, Any]:
-    """Keyword -> default of every hyper-parameter, of the function, its plan and its controller; a required one has inspect's empty."""
-    parts = [f for f in (self.plan, self.controller, self.function) if f is not None]
+    """Keyword -> default of every hyper-parameter of its functions; a required one has inspect's empty."""
+    stats = self.stats if callable(self.stats) else None
+    parts = [f for f in (stats, self.init, self.remember, self.plan, self.controller, self.function) if f is not None]
     return {key: default for f in parts for key, default in _keywords(f).items()}
 
   def __call__(self, *, name: str | None = None, **hyper: Any) -> Transform:
@@ -174,25 +183,41 @@ class Method:
     if self.check is not None:
       self.check(**{k: full[k] for k in _keywords(self.check)})
 
+    stats = self.stats(**{k: full[k] for k in _keywords(self.stats)}) if callable(self.stats) else self.stats
+
     def call(fn: Callable[..., Any], batch: TokenBatch, planned: Planned) -> Any:
-      arguments = [_read(name, p, batch, planned, self.stats) for p in _positional(fn)]
+      arguments = [_read(name, p, batch, planned, stats) for p in _positional(fn)]
       return fn(*arguments, **{k: full[k] for k in _keywords(fn)})
 
     combine = _COMBINE[self.room]
     notes = tuple(functools.partial(note, hyper=full) for note in self.notes)
-    lifted = Transform(self.room, name, self.stats, lambda batch: {}, *combine(self, call), notes)
+    lifted = Transform(self.room, name, stats, lambda batch: {}, *combine(self, call), notes)
+    if self.init is not None and self.remember is not None:
+      lifted = _remembering(lifted, self.init(**{k: full[k] for k in _keywords(self.init)}), functools.partial(call, self.remember))
     if self.controller is None:
       return lifted
     return controlled(lifted, self.controller(**{k: full[k] for k in _keywords(self.controller)}))
 
 
+def _remembering(lifted: Transform, initial: PyTree, remember: Callable[[TokenBatch, Planned], Any]) -> Transform:
+  """The transform with a state: what it remembers of earlier updates stands for the values that its functions read by name."""
+
+  def plan(state: PyTree, batch: TokenBatch) -> tuple[Planned, PyTree, Metrics]:
+    values, new, metrics = remember(batch, {'state': state})
+    planned, _, more = lifted.plan(values, batch)
+    return planned, new, {**metrics, **more}
+
+  return lifted._replace(init=lambda batch: jax.tree.map(jnp.asarray, initial), plan=plan)
+
+
+# In the rooms' plans `state` is what the method remembers: values by name, empty for most.
 Call = Callable[[Callable[..., Any], TokenBatch, Planned], Any]
 PlanAndApply = tuple[Callable[[PyTree, TokenBatch], tuple[Planned, PyTree, Metrics]], Callable[[Planned, TokenBatch, Terms], Terms]]
 
 
 def _reward(method: Method, call: Call) -> PlanAndApply:
   def plan(state: PyTree, batch: TokenBatch) -> tuple[Planned, PyTree, Metrics]:
-    value, metrics = _with_metrics(call(method.function, batch, {}))
+    value, metrics = _with_metrics(call(method.function, batch, state))
     return {'reward_B' if value.ndim == 1 else 'token_reward_BxT': value}, state, metrics
 
   def apply(planned: Planned, batch: TokenBatch, terms: Terms) -> Terms:
@@ -205,7 +230,7 @@ def _reward(method: Method, call: Call) -> PlanAndApply:
 
 def _advantage(method: Method, call: Call) -> PlanAndApply:
   def plan(state: PyTree, batch: TokenBatch) -> tuple[Planned, PyTree, Metrics]:
-    value, metrics = _with_metrics(call(method.function, batch, {}))
+    value, metrics = _with_metrics(call(method.function, batch, state))
     return {'advantage_BxT': value if value.ndim == 2 else value[:, None]}, state, metrics
 
   def apply(planned: Planned, batch: TokenBatch, terms: Terms) -> Terms:
@@ -217,7 +242,7 @@ def _advantage(method: Method, call: Call) -> PlanAndApply:
 
 def _weight(method: Method, call: Call) -> PlanAndApply:
   def plan(state: PyTree, batch: TokenBatch) -> tuple[Planned, PyTree, Metrics]:
-    value_BxT, metrics = _with_metrics(call(method.function, batch, {}))
+    value_BxT, metrics = _with_metrics(call(method.function, batch, state))
     return {'weight_BxT': masked.zero(value_BxT, batch.mask_BxT)}, state, metrics
 
   return plan, lambda planned, batch, terms: terms.replace(weight_BxT=terms.weight_BxT * planned['weight_BxT'])
@@ -225,7 +250,7 @@ def _weight(method: Method, call: Call) -> PlanAndApply:
 
 def _with_plan(method: Method, call: Call, write: Callable[[Terms, jax.Array], Terms]) -> PlanAndApply:
   def plan(state: PyTree, batch: TokenBatch) -> tuple[Planned, PyTree, Metrics]:
-    planned, metrics = ({}, {}) if method.plan is None else call(method.plan, batch, {})
+    planned, metrics = (state, {}) if method.plan is None else call(method.plan, batch, state)
     return planned, state, metrics
 
   def apply(planned: Planned, batch: TokenBatch, terms: Terms) -> Terms:
@@ -254,13 +279,16 @@ class Lift(NamedTuple):
     function: Callable[..., Any],
     *,
     plan: Callable[..., Any] | None = None,
-    stats: tuple[VocabStat, ...] = (),
+    stats: tuple[VocabStat, ...] | Callable[..., tuple[VocabStat, ...]] = (),
     notes: tuple[Note, ...] = (),
     controller: 'Callable[..., Controller] | None' = None,
     check: Callable[..., None] | None = None,
+    init: Callable[..., PyTree] | None = None,
+    remember: Callable[..., tuple[Planned, PyTree, Metrics]] | None = None,
     **ranges: str,
   ) -> Method:
-    method = Method(self.room, name, function, plan, ranges, stats, notes, controller, check)
+    assert (init is None) == (remember is None), f'{name}: init and remember go together'
+    method = Method(self.room, name, function, plan, ranges, stats, notes, controller, check, init, remember)
     unknown = set(ranges) - set(method.defaults())
     assert not unknown, f'{name} has no hyper-parameter {unknown}'
     return method

@@ -33,11 +33,20 @@ class Room(enum.IntEnum):
   REGULARIZER = 5
 
 
+class Phase(enum.IntEnum):
+  """What a token of a reasoning response belongs to, in `TokenBatch.phase_BxT`."""
+
+  THINK = 0
+  MARK = 1  # the token that ends the thinking
+  ANSWER = 2
+
+
 class VocabStat(NamedTuple):
   """A statistic of the whole vocabulary row that a transform asks the scoring pass for.
 
   Attributes:
-    name: key in `TokenBatch.stats` (of='current') or `TokenBatch.old_stats` (of='behaviour').
+    name: key in `TokenBatch.stats` (of='current') or `TokenBatch.old_stats` (of='behaviour'). A statistic with a parameter is called
+      name@value; methods read it by the part before the @.
     fn: logits_...xV (float32, divided by the sampling temperature) -> stat_... , float32.
     of: 'current' for the policy being trained (differentiable), 'behaviour' for the one that sampled.
   """
@@ -94,6 +103,12 @@ class TokenBatch(struct.PyTreeNode):
   baseline_reward_B: jax.Array | None = None  # float32, reward of the greedy response to the same prompt (ReMax)
   truncated_B: jax.Array | None = None  # bool, ran out of length before the end of sequence
   sequence_B: jax.Array | None = None  # int32, identity of each row: random choices follow it when rows move
+  segment_BxT: jax.Array | None = None  # int32, step (turn) of the trajectory that the token belongs to, from 0; negative: to none
+  planning_BxT: jax.Array | None = None  # int32, number from 1 of the strategic phrase that the token stands in; 0: execution
+  phase_BxT: jax.Array | None = None  # int32, a Phase
+  answer_B: jax.Array | None = None  # int32, equal within a group where the final answers are equal; negative: no answer
+  process_logp_BxT: jax.Array | None = None  # float32, log-prob under an implicit process-reward model
+  imitated_B: jax.Array | None = None  # bool, a correct response that a rollout added to be imitated
 
 
 class Terms(struct.PyTreeNode):

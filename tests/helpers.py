@@ -11,6 +11,7 @@ import numpy as np
 from entropy_jax.types import TokenBatch
 
 GARBAGE = np.array([np.nan, np.inf, -np.inf, 3e38, -7.0], np.float32)
+GARBAGE_INT = np.array([-1, 2**31 - 1, -(2**31), 99, 1], np.int32)
 
 
 def token_batch(
@@ -54,12 +55,28 @@ def token_batch(
     'baseline_reward_B': rng.normal(0, 1, B),
     'truncated_B': np.arange(B) % 4 == 1,
     'sequence_B': (rng.permutation(B) + 100).astype(np.int32),
-  }
+  } | _semantic(seed, mask_BxT, near)
 
   def to_jax(x: np.ndarray) -> jax.Array:
     return jnp.asarray(x, jnp.float32 if np.issubdtype(x.dtype, np.floating) else x.dtype)
 
   return TokenBatch(**jax.tree.map(to_jax, fields), key=jax.random.key(seed))
+
+
+def _semantic(seed: int, mask_BxT: np.ndarray, near: Callable[[float], np.ndarray]) -> dict[str, np.ndarray]:
+  """Steps, phrases, phases, answers and what comes with them; after all others, whose draws do not change."""
+  rng = np.random.default_rng(seed + 3)
+  B, T = mask_BxT.shape
+  position_T = np.arange(T)
+  mark_B = rng.integers(1, T + 1, B)[:, None]  # T: no mark
+  return {
+    'segment_BxT': np.where(mask_BxT, np.minimum(position_T // 2, 2), -1).astype(np.int32),
+    'planning_BxT': (rng.uniform(size=(B, T)) < 0.4).astype(np.int32),
+    'phase_BxT': np.where(position_T < mark_B, 0, np.where(position_T == mark_B, 1, 2)).astype(np.int32),
+    'answer_B': rng.integers(-1, 2, B).astype(np.int32),
+    'process_logp_BxT': near(0.4),
+    'imitated_B': np.arange(B) % 4 == 2,
+  }
 
 
 def _map(change: Callable[[str, np.ndarray], np.ndarray], batch: TokenBatch) -> TokenBatch:
@@ -73,15 +90,18 @@ def _map(change: Callable[[str, np.ndarray], np.ndarray], batch: TokenBatch) -> 
   return TokenBatch(**{f.name: one(f.name, getattr(batch, f.name)) for f in dataclasses.fields(batch)})
 
 
-def _is_token_float(name: str, x: np.ndarray) -> bool:
+def _is_token_value(name: str, x: np.ndarray) -> bool:
   return name.endswith('_BxT') and x.dtype != bool
+
+
+def _garbage(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  return np.resize(GARBAGE_INT if np.issubdtype(x.dtype, np.integer) else GARBAGE, shape).astype(x.dtype)
 
 
 def with_garbage(batch: TokenBatch) -> TokenBatch:
   """NaN, infinities and large numbers in every masked slot of every token-level array."""
   mask_BxT = np.array(batch.mask_BxT)
-  fill_BxT = np.resize(GARBAGE, mask_BxT.shape)
-  return _map(lambda name, x: np.where(mask_BxT, x, fill_BxT.astype(x.dtype)) if _is_token_float(name, x) else x, batch)
+  return _map(lambda name, x: np.where(mask_BxT, x, _garbage(x, x.shape)) if _is_token_value(name, x) else x, batch)
 
 
 def padded(batch: TokenBatch, extra: int) -> TokenBatch:
@@ -91,8 +111,8 @@ def padded(batch: TokenBatch, extra: int) -> TokenBatch:
     if not name.endswith(('_BxT', '_BxN')):
       return x
     more = np.zeros((x.shape[0], extra), x.dtype)
-    if _is_token_float(name, x):
-      more = np.resize(GARBAGE, more.shape).astype(x.dtype)
+    if _is_token_value(name, x):
+      more = _garbage(x, more.shape)
     return np.concatenate([x, more], axis=1)
 
   return _map(change, batch)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from entropy_jax import catalog, presets
-from entropy_jax.catalog import CATALOG, ROOMS
+from entropy_jax.catalog import CATALOG, ROOMS, document
 from entropy_jax.transform import Method
 from entropy_jax.types import Room, RunFacts, UserError
 from tests import helpers
@@ -64,10 +64,10 @@ class TestCatalog:
       assert classes.count(expected) == 1, f'tests/methods/{entry.room} has {classes.count(expected)} classes {expected[1]}'
 
   def test_methods_md_is_generated(self):
-    assert (ROOT / 'METHODS.md').read_text() == catalog.markdown(), 'run `make docs`'
+    assert (ROOT / 'METHODS.md').read_text() == document.markdown(), 'run `make docs`'
 
   def test_methods_md_lists_every_method_with_its_hyper_parameters(self):
-    lines = {line.split('`')[1]: line for line in catalog.markdown().splitlines() if line.startswith('| `')}
+    lines = {line.split('`')[1]: line for line in document.markdown().splitlines() if line.startswith('| `')}
     assert list(lines) == list(CATALOG)
     for name, entry in CATALOG.items():
       assert all(f'`{key} ' in lines[name] for key in entry.factory.defaults())
@@ -95,8 +95,8 @@ class TestCatalog:
 
   def test_unconfirmed_methods_say_so(self, monkeypatch: pytest.MonkeyPatch):
     guess = catalog.Entry(CATALOG['grpo'].factory, 'A', 'nobody', confirmed=False)
-    monkeypatch.setattr(catalog, 'CATALOG', {'grpo': guess})
-    assert '| UNCONFIRMED |' in catalog.markdown() and '| confirmed |' not in catalog.markdown()
+    monkeypatch.setattr(document, 'CATALOG', {'grpo': guess})
+    assert '| UNCONFIRMED |' in document.markdown() and '| confirmed |' not in document.markdown()
 
 
 class TestBuild:

@@ -375,3 +375,53 @@ class TestControlled:
     np.testing.assert_allclose(applied(method(initial=5), self.batch).penalty_BxT, 5 * plain, rtol=1e-6)
     with pytest.raises(UserError, match=r'^held: initial=0 is outside \(0, inf\)'):
       method(initial=0)
+
+
+class TestRemember:
+  """A method with a state: what it remembers reaches its functions by name."""
+
+  def lifted(self, **more: object) -> Transform:
+    def last_reward(*, start: float = 0.5) -> dict[str, jax.Array]:
+      return {'last': jnp.float32(start)}
+
+    def remember(state, reward_B, *, start: float = 0.5):
+      return {'last': state['last']}, {'last': jnp.mean(reward_B)}, {'seen': state['last']}
+
+    return transform.advantage('surprise', lambda reward_B, last: reward_B - last, init=last_reward, remember=remember, **more)()
+
+  def test_an_advantage_sees_the_update_before(self):
+    batch = helpers.token_batch()
+    t = self.lifted()
+    planned, state, metrics = t.plan(t.init(batch), batch)
+    np.testing.assert_allclose(planned['advantage_BxT'][:, 0], batch.reward_B - 0.5)
+    np.testing.assert_allclose(metrics['seen'], 0.5)
+    again, _, _ = t.plan(state, batch)
+    np.testing.assert_allclose(again['advantage_BxT'][:, 0], batch.reward_B - jnp.mean(batch.reward_B), rtol=1e-6)
+
+  def test_a_regularizer_without_a_plan_is_planned_by_what_it_remembers(self):
+    batch = helpers.token_batch()
+    t = transform.regularizer(
+      'anchored',
+      lambda entropy_BxT, scale: scale * entropy_BxT,
+      init=lambda *, scale=2.0: {'scale': jnp.float32(scale)},
+      remember=lambda state, mask_BxT: (state, {'scale': state['scale'] + 1.0}, {}),
+      scale='(0, inf)',
+    )(scale=3.0)
+    planned, state, _ = t.plan(t.init(batch), batch)
+    assert planned == {'scale': 3.0} and state == {'scale': 4.0}
+    np.testing.assert_allclose(t.apply(planned, batch, empty_terms(batch)).penalty_BxT[0, 0], 3 * batch.entropy_BxT[0, 0], rtol=1e-6)
+
+  def test_both_or_neither(self):
+    with pytest.raises(AssertionError, match='init and remember'):
+      transform.weight('half', lambda mask_BxT: mask_BxT, init=dict)
+
+
+class TestParametrisedStatistics:
+  def test_are_read_by_the_part_before_the_at(self):
+    batch = helpers.token_batch(stats=['mass@0.8', 'mass@0.5'])
+    stats = {0.8: VocabStat('mass@0.8', jnp.sum), 0.5: VocabStat('mass@0.5', jnp.sum)}
+    method = transform.surrogate('probe', lambda mass_BxT: mass_BxT, stats=lambda *, kept=0.8: (stats[kept],))
+    for kept in (0.8, 0.5):
+      t = method(kept=kept)
+      assert t.stats == (stats[kept],)
+      np.testing.assert_allclose(applied(t, batch).surrogate_BxT[0, 0], batch.stats[f'mass@{kept}'][0, 0])
