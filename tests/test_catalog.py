@@ -50,7 +50,7 @@ class TestCatalog:
   def test_rooms_stand_in_the_order_of_the_data(self):
     assert list(ROOMS.values()) == sorted(Room)
     assert [entry.factory.room for entry in CATALOG.values()] == sorted(entry.factory.room for entry in CATALOG.values())
-    assert len(CATALOG) == len(catalog._TABLE)
+    assert len(CATALOG) == sum(map(len, catalog._TABLES))
 
   def test_every_method_has_its_test_class(self):
     classes = [
