@@ -23,6 +23,7 @@ VARIANTS = ('', 'tiny')
 # What each key may be: entropy_jax/training/ranges.py. What keys may not be together: `validate` of the experiment.
 RANGES = ranges.LAUNCH | {
   'seed': 'int [0, 2147483647]',
+  'ledger': 'bool',
   'tabular.num_seeds': 'int [0, inf)',
   'tabular.methods.*': 'objective',
   **{
@@ -99,6 +100,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config = ConfigDict()
   common.run_settings(config)
   config.seed = 0  # root of every key: instances, initial parameters, rollouts, shuffles
+
+  config.ledger = False  # whether each update accounts for its entropy change, token by token; costs about three more passes
 
   config.tabular = ConfigDict()
   # Vmapped, and paired over methods: seed k has the same instance and rollout noise in each. 0 leaves the tables out.

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from entropy_jax import transform
 from entropy_jax.ops import masked
-from entropy_jax.ops.aggregation import AGGREGATIONS
+from entropy_jax.ops.aggregation import AGGREGATIONS, Aggregate
 from entropy_jax.types import (
   Metrics,
   Planned,
@@ -37,6 +37,7 @@ from entropy_jax.types import (
 )
 
 DIFFERENTIABLE = ('logp_BxT', 'entropy_BxT', 'stats')
+SURROGATE = 'surrogate'  # the first key of `Objective.parts`
 PREPARED_ROOMS = (Room.REWARD, Room.ADVANTAGE)
 
 
@@ -48,6 +49,10 @@ class Objective(NamedTuple):
     prepare: (state, batch) -> (batch with reward_B and advantage_BxT set, state, metrics), without gradient.
     plan: (state, batch) -> (planned, state, metrics), without gradient.
     loss: (planned, batch or slice with the matching slice of planned) -> Ratio, to be minimised.
+    parts: (planned, batch or slice) -> name -> [B, T], what each term adds to the loss of every token before it is aggregated: 'surrogate'
+      (minus weight times surrogate) and every regularizer by its name. They sum to what `loss` aggregates.
+    observe: (state, the ledger of the update that was just made) -> state; None where no transform learns from it.
+    reduce: (token_BxT, mask_BxT, num_sequences) -> Ratio, the aggregation, linear in its first argument.
     stats: vocabulary statistics that the scoring pass must compute.
     transforms: what it was built from, in order.
     aggregate: name of the aggregation mode.
@@ -57,6 +62,9 @@ class Objective(NamedTuple):
   prepare: Callable[[PyTree, TokenBatch], tuple[TokenBatch, PyTree, Metrics]]
   plan: Callable[[PyTree, TokenBatch], tuple[Planned, PyTree, Metrics]]
   loss: Callable[[Planned, TokenBatch], Ratio]
+  parts: Callable[[Planned, TokenBatch], dict[str, jax.Array]]
+  observe: Callable[[PyTree, Metrics], PyTree] | None
+  reduce: Aggregate
   stats: tuple[VocabStat, ...]
   transforms: tuple[Transform, ...]
   aggregate: str
@@ -188,7 +196,22 @@ def chain(*transforms: Transform, aggregate: str = 'token_mean', constant: float
     token_BxT = terms.penalty_BxT - terms.weight_BxT * terms.surrogate_BxT  # the one sign flip
     return reduce(token_BxT, batch.mask_BxT, planned['num_sequences'])
 
+  def parts(planned: Planned, batch: TokenBatch) -> dict[str, jax.Array]:
+    clean = sanitize(batch)
+    terms = empty = _empty_terms(clean)
+    found = {}
+    for t in late:
+      if t.room == Room.REGULARIZER:
+        found[t.name] = t.apply(planned[t.name], clean, empty).penalty_BxT
+      else:
+        terms = t.apply(planned[t.name], clean, terms)
+    return {SURROGATE: -terms.weight_BxT * terms.surrogate_BxT, **found}
+
+  def observe(state: PyTree, ledger: Metrics) -> PyTree:
+    return state | {t.name: t.observe(state[t.name], ledger) for t in late if t.observe is not None}
+
   def init(batch: TokenBatch) -> PyTree:
     return {t.name: t.init(batch) for t in transforms}
 
-  return Objective(init, prepare, plan, loss, _collect_stats(transforms), transforms, aggregate)
+  learns = observe if any(t.observe is not None for t in late) else None
+  return Objective(init, prepare, plan, loss, parts, learns, reduce, _collect_stats(transforms), transforms, aggregate)

@@ -333,10 +333,13 @@ class Controller(NamedTuple):
   Attributes:
     init: () -> state, a pytree whose structure never changes.
     update: (state, batch) -> (scale for this update, state, metrics).
+    observe: None, or (state, own, measured) -> state, after the update: `own` is the predicted entropy change by the regularizer that it
+      scales, `measured` the change that came, both in nats of the batch's mean.
   """
 
   init: Callable[[], PyTree]
   update: Callable[[PyTree, TokenBatch], tuple[jax.Array, PyTree, Metrics]]
+  observe: Callable[[PyTree, jax.Array, jax.Array], PyTree] | None = None
 
 
 def scheduled(schedule: Callable[[jax.Array], jax.Array]) -> Controller:
@@ -371,4 +374,9 @@ def controlled(regularizer: Transform, controller: Controller) -> Transform:
     alone = regularizer.apply(planned['inner'], batch, terms.replace(penalty_BxT=jnp.zeros_like(terms.penalty_BxT)))
     return terms.replace(penalty_BxT=terms.penalty_BxT + planned['scale'] * alone.penalty_BxT)
 
-  return regularizer._replace(init=init, plan=plan, apply=apply)
+  def observe(state: PyTree, ledger: Metrics) -> PyTree:
+    assert controller.observe is not None
+    own = ledger[f'regularizer_{regularizer.name}']
+    return {**state, 'controller': controller.observe(state['controller'], own, ledger['measured'])}
+
+  return regularizer._replace(init=init, plan=plan, apply=apply, observe=None if controller.observe is None else observe)

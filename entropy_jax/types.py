@@ -153,6 +153,8 @@ class Transform(NamedTuple):
       sequences; every other name is a scalar.
     apply: (planned, batch or slice, terms) -> terms.
     notes: build-time warnings as functions of the run's facts.
+    observe: None, or (state, the entropy ledger of the update that was just made) -> state; a run whose objective observes keeps the
+      ledger of every update (`training.ledger`).
   """
 
   room: Room
@@ -162,6 +164,7 @@ class Transform(NamedTuple):
   plan: Callable[[PyTree, TokenBatch], tuple[Planned, PyTree, Metrics]]
   apply: Callable[[Planned, TokenBatch, Terms], Terms]
   notes: tuple[Callable[[RunFacts], str | None], ...] = ()
+  observe: Callable[[PyTree, Metrics], PyTree] | None = None
 
 
 def follows_sequences(name: str) -> bool:

@@ -41,8 +41,12 @@ from entropy_jax.types import RunFacts, UserError
 TASKS = {'fork_tokens': (fork_tokens.make, ()), 'mod_sum': (mod_sum.make, (mod_sum.diversity,))}
 
 
-# Fields of TokenBatch that no testbed here fills: there is no reference policy, no other sampler, no critic and no greedy response.
-ABSENT = frozenset({'ref_logp_BxT', 'sampler_logp_BxT', 'value_BxT', 'baseline_reward_B', 'token_reward_BxT'})
+# Fields of TokenBatch that no testbed here fills: there is no reference policy, no other sampler, no critic and no greedy response, and
+# responses are of one piece.
+ABSENT = frozenset({
+  'ref_logp_BxT', 'sampler_logp_BxT', 'value_BxT', 'baseline_reward_B', 'token_reward_BxT', 'segment_BxT', 'planning_BxT', 'phase_BxT',
+  'answer_B', 'process_logp_BxT', 'imitated_B',
+})  # fmt: skip
 
 
 def main(config: Any, workdir: pathlib.Path) -> None:
@@ -153,6 +157,7 @@ def tabular(task: str, config: Any, objectives: dict[str, Objective], directory:
         num_steps=settings.num_steps,
         group_size=settings.group_size,
         num_epochs=settings.num_epochs,
+        ledger=config.ledger,
         measures=measures,
       )
     )
@@ -287,6 +292,7 @@ def countdown(study: Any, parts: Countdown, problems: Mapping[str, pipeline.Prob
     num_epochs=config.num_epochs,
     num_minibatches=config.num_minibatches,
     num_slices=config.num_slices,
+    ledger=study.ledger,
     clock=clock,
     **common,
   )

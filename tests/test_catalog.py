@@ -139,7 +139,7 @@ class TestBuild:
   def test_unknown_method(self):
     message = self.refused({**SURROGATE, 'advantages': [{'name': 'gropo'}]})
     assert message == "objective: advantages[0]: there is no method 'gropo'. Did you mean 'grpo'?"
-    assert 'This room has soft_overlong, kl_in_reward.' in self.refused({**SURROGATE, 'rewards': [{'name': 'zzzzzz'}]})
+    assert 'This room has soft_overlong, kl_in_reward,' in self.refused({**SURROGATE, 'rewards': [{'name': 'zzzzzz'}]})
 
   def test_wrong_room(self):
     message = self.refused({**SURROGATE, 'weights': [{'name': 'kl_cov'}]})

@@ -22,6 +22,7 @@ LAYERS = (
   'objective',
   'catalog',
   'presets',
+  'compose',
   'models',
   'data',
   'rollout',

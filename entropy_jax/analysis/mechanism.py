@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from entropy_jax.analysis import figures, runs, statistics
+from entropy_jax.analysis import figures, ledger, runs, statistics
 from entropy_jax.analysis.claims import Above, Below, Claim, Criterion, Null, decide, write_claims
 from entropy_jax.analysis.report import FigureRef, Report, Section, Table, write_report
 from entropy_jax.measures import law
@@ -251,6 +251,8 @@ def _tabular_section(testbed: Testbed, folder: pathlib.Path) -> Section:
     f'The comparison that counts: entropy at the same success ({level}), with every seed and the 95 % interval of the mean. '
     'Methods differ in speed, so curves at the same step would compare step sizes.',
   )  # fmt: skip
+  if f'{ledger.PREFIX}predicted' in testbed.methods[BASELINE][0]:
+    add('ledger', ledger.stacked(testbed.methods[BASELINE]), ledger.CAPTION)
   fits = [(run, fit) for run, fit in zip(testbed.methods[BASELINE], _laws(testbed)) if fit is not None]
   if fits:
     run, (fit, early) = fits[0]
@@ -335,6 +337,8 @@ def _countdown_section(countdown: Sequence[runs.RunMetrics], folder: pathlib.Pat
       'promises no equality; sign (points at the lower left) and rank are what is tested.',
     ),
   ]  # fmt: skip
+  if f'{ledger.PREFIX}predicted' in countdown[0]:
+    saved.append(FigureRef(figures.save(ledger.stacked(countdown), folder / 'countdown_ledger.png'), ledger.CAPTION))
   text = 'A transformer of about half a million parameters writes an expression that uses each given number once and hits the target.'
   return Section('Transformer on countdown', text, saved)
 

@@ -4,6 +4,10 @@ from entropy_jax.catalog.entry import Entry
 from entropy_jax.methods import advantages
 
 _REINFORCE_PP = 'Hu et al., REINFORCE++, arXiv 2501.03262'
+_SPEAR = (
+  'Qin et al., Learn the Ropes, Then Trust the Wins: Self-imitation with Progressive Exploration for Agentic Reinforcement Learning, '
+  'arXiv 2509.22601'
+)
 
 TABLE = (
   Entry(
@@ -66,5 +70,110 @@ TABLE = (
     advantages.unit,
     'A = 1 on every valid token',
     'Maximum likelihood of the given responses',
+  ),
+  Entry(
+    advantages.qae,
+    'A = (R - Q_K(R)) / (std_g R + epsilon), Q_K = inf{x : F_g(x) >= K}',
+    'Quantile Advantage Estimation for Entropy-Safe Reasoning, Eq. 2-5',
+    example={'quantile': 0.6},
+  ),
+  Entry(
+    advantages.canon,
+    'A = mu (R - mean of the other half) + (1 - mu) (R - mean of the own half), halves of the group by entropy or length',
+    'Conditional Advantage Estimation (CANON), Eq. 5-8',
+    example={'schedule': 'cosine', 'alpha': 0.9, 'beta': 0.1},
+  ),
+  Entry(
+    advantages.edge_grpo,
+    'A = GRPO mean_g(h) / h, h the mean entropy of the response',
+    'EDGE-GRPO: Entropy-Driven GRPO with Guided Error Correction for Advantage Diversity',
+  ),
+  Entry(
+    advantages.seed_grpo,
+    'A = (R - mean_g R) (1 - alpha SE / ln G), SE = -(1 / K) sum_c ln p_c over clusters of equal answers',
+    'Chen et al., SEED-GRPO: Semantic Entropy Enhanced GRPO for Uncertainty-Aware Policy Optimization, arXiv 2505.12346, Eq. 1-9',
+    example={'alpha': 1.0},
+  ),
+  Entry(
+    advantages.ucas,
+    'A_it = GRPO exp(-+ beta z_i) - token_penalty u_it, z the confidence in the group, u the logit over [0, 1]; >= 0 where R is above',
+    'Uncertainty-aware Advantage Shaping (UCAS)',
+  ),
+  Entry(
+    advantages.riskpo,
+    'A = tail_weight -(q_a - R)^+ + clip(R, q_a, q_b) - q_b, R the reward of one response each of several prompts',
+    'RiskPO: Risk-based Policy Optimization via Verifiable Reward for LLM Post-Training',
+    example={'bundle': 2},
+  ),
+  Entry(
+    advantages.tlga,
+    'A = (R - mu) / (sigma + epsilon), mu and sigma over the tokens of the group; GRPO in a group with some |A| >= limit',
+    "From Uniform to Heterogeneous: Tailoring Policy Optimization to Every Token's Nature (HAPO)",
+  ),
+  Entry(
+    advantages.pshw,
+    'A = (R - mean_g R) (1 + slope (1 - mean_g R)), R in {-1, 1}',
+    'Confucius3-Math: A Lightweight High-Performance Reasoning LLM for Chinese K-12 Mathematics Learning, section 6.2',
+  ),
+  Entry(
+    advantages.self_imitation,
+    'A = max(R - P50(mean rewards of the last groups), 0)',
+    _SPEAR,
+  ),
+  Entry(
+    advantages.self_imitation_replay,
+    'A = max(R - P50(mean rewards of the last fresh groups), 0) on replayed responses, else as it was',
+    _SPEAR,
+  ),
+  Entry(
+    advantages.empg,
+    'A g(H) + clarity f(H_next), minus its mean over steps; g = exp(-sharpness Hn) / mean, f = exp(-clarity_sharpness Hn), Hn = minmax H',
+    'Wang et al., Harnessing Uncertainty: Entropy-Modulated Policy Gradients for Long-Horizon LLM Agents, arXiv 2509.09265, Eq. 7-12',
+  ),
+  Entry(
+    advantages.hicra,
+    'A + amplify |A| on planning tokens',
+    'Wang et al., Emergent Hierarchical Reasoning in LLMs through Reinforcement Learning, arXiv 2509.03646',
+  ),
+  Entry(
+    advantages.progrpo,
+    'A + coef (c(q) - c(o|q)) where the group has a correct response, c = exp(mean ln pi) over the least probable tokens',
+    'Li et al., Back to Basics: Revisiting Exploration in Reinforcement Learning for LLM Reasoning via Generative Probabilities (ProGRPO), '
+    'arXiv 2602.05281',
+    confirmed=False,
+    example={'coef': 1.0},
+  ),
+  Entry(
+    advantages.ear_res,
+    'A (2 - H / mean_g H), H the mean token entropy of the response',
+    'Liu et al., ETTRL: Balancing Exploration and Exploitation in LLM Test-Time Reinforcement Learning via Entropy Mechanism, Adv-Res',
+  ),
+  Entry(
+    advantages.ear_clip,
+    'clip(A, -bound, bound)',
+    'Liu et al., ETTRL: Balancing Exploration and Exploitation in LLM Test-Time Reinforcement Learning via Entropy Mechanism, Adv-Clip',
+    example={'bound': 0.5},
+  ),
+  Entry(
+    advantages.echo_shaping,
+    'A (1 + strength clip(entropy_scale H + confidence_scale (1 - C), -bound, bound))',
+    'Zhao et al., ECHO: Entropy-Confidence Hybrid Optimization for Test-Time Reinforcement Learning, arXiv 2602.02150',
+    example={'num': 2, 'additive': 0.1},
+  ),
+  Entry(
+    advantages.agentic_aepo,
+    'A (1 + strength z(H)), z over the tokens of the group',
+    'Dong et al., Agentic Entropy-Balanced Policy Optimization, arXiv 2510.14545',
+    confirmed=False,
+  ),
+  Entry(
+    advantages.imitate,
+    'A = 1 on the tokens of imitated responses',
+    'Wang et al., Arbitrary Entropy Policy Optimization: Entropy Is Controllable in Reinforcement Fine-tuning, arXiv 2510.08141',
+  ),
+  Entry(
+    advantages.prime,
+    'whiten over tokens of G_t = sum_{s >= t} process rloo(dense)_s + outcome rloo(R)_s',
+    'Cui et al., Process Reinforcement through Implicit Rewards (PRIME), arXiv 2502.01456',
   ),
 )

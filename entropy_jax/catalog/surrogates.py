@@ -56,4 +56,23 @@ TABLE = (
     'sg(phi(w)) A ln pi, phi(w) = exp(lambda) w^k exp(-lambda w), w = prod_t r',
     'VESPO: Variational Sequence-Level Soft Policy Optimization for Stable Off-Policy LLM Training, arXiv 2602.10693',
   ),
+  Entry(
+    surrogates.hapo_clip,
+    'ppo_clip with low (1 - alpha h) for h <= 0, high (1 + alpha h) for h > 0, and A (1 + beta h) outside (h > 0) or inside (h <= 0) the '
+    'neutral zone; h in [-1, 1] the log-entropy around its quantile',
+    "Liu et al., From Uniform to Heterogeneous: Tailoring Policy Optimization to Every Token's Nature, arXiv 2509.16591",
+    confirmed=False,
+    example={'quantile': 0.5},
+  ),
+  Entry(
+    surrogates.echo_clip,
+    'ppo_clip with low = high = minimum + (maximum - minimum) sigmoid(kappa (1 - C)), C the confidence at the end of the response',
+    'Zhao et al., ECHO: Entropy-Confidence Hybrid Optimization for Test-Time Reinforcement Learning, arXiv 2602.02150',
+    example={'window': 2, 'num': 1},
+  ),
+  Entry(
+    surrogates.agentic_aepo_clip,
+    'min(r A, clip(r, 1 - low, U) A), U = (1 + high) r / sg(r)',
+    'Dong et al., Agentic Entropy-Balanced Policy Optimization, arXiv 2510.14545',
+  ),
 )

@@ -1,5 +1,7 @@
-"""What is logged: policy entropy, its dynamics (covariance and first-order change), the law R = -a e^H + b, and diversity.
+"""What is logged: policy entropy (of tokens, `windows` and `forks`; Shannon and `renyi`), its dynamics (covariance and first-order
+change), the `ledger` of where a change came from, the law R = -a e^H + b, diversity, and what training did to the support.
 
-`policy` and `dynamics` are JAX and run inside a compiled step; `law` and `diversity` are numpy and run on the host, on finished curves
-and counts. Import the module, not its names: `from entropy_jax.measures import dynamics`.
+`policy`, `dynamics`, `ledger`, `windows`, `forks` and `renyi` are JAX and run inside a compiled step; `law`, `diversity` and
+`support` are numpy and run on the host, on finished curves and counts. Import the module, not its names:
+`from entropy_jax.measures import dynamics`.
 """

@@ -65,3 +65,14 @@ def leave_one_out_mean(x_B: jax.Array, group_B: jax.Array) -> jax.Array:
   [4.0, 0.0, 3.5, 1.5]
   """
   return Ratio(sum(x_B, group_B) - x_B, size(group_B) - 1.0).compute()
+
+
+def difficulty(reward_B: jax.Array, group_B: jax.Array, *, threshold: float = 0.5) -> jax.Array:
+  """Bucket of the prompt by its accuracy: 0 easy from 2/3, 1 medium from 1/3, 2 hard below, int32 [B]; counted in integers.
+
+  >>> difficulty(jnp.array([1., 1., 0., 1., 0., 0., 0.]), jnp.array([0, 0, 0, 5, 5, 5, 2])).tolist()
+  [0, 0, 0, 1, 1, 1, 2]
+  """
+  correct_B = sum((reward_B > threshold).astype(jnp.float32), group_B)
+  size_B = size(group_B)
+  return jnp.where(3.0 * correct_B >= 2.0 * size_B, 0, jnp.where(3.0 * correct_B >= size_B, 1, 2)).astype(jnp.int32)

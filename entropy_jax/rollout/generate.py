@@ -1,5 +1,7 @@
 """Sampling responses: one compiled loop of fixed shapes over the cached policy, which stops when every row has ended."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -28,7 +30,11 @@ def row_keys(key: jax.Array, sequence_B: jax.Array) -> jax.Array:
 
 
 def sample(
-  logits_BxV: jax.Array, key_B: jax.Array, *, temperature: float | jax.Array = 1.0
+  logits_BxV: jax.Array,
+  key_B: jax.Array,
+  *,
+  temperature: float | jax.Array = 1.0,
+  adjust: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
   """One token a row by the Gumbel trick, argmax_j (z_j / temperature + g_j), or argmax_j z_j at temperature 0.
 
@@ -36,18 +42,22 @@ def sample(
     logits_BxV: [B, V], may hold -inf.
     key_B: PRNG keys, one a row; unused at temperature 0.
     temperature: >= 0; a Python 0 is greedy, whose distribution is certain: log-prob and entropy 0.
+    adjust: a function logits_BxV -> logits_BxV (`methods.samplers`) of the logits over the temperature (of the logits when greedy),
+      from whose result the token is drawn; None for what came in.
 
   Returns:
-    (token_B int32, logp_B, entropy_B of the sampling distribution, logp1_B, entropy1_B at temperature 1).
+    (token_B int32, logp_B, entropy_B of softmax(z / temperature), logp1_B, entropy1_B at temperature 1). The distribution that `adjust`
+    made is reported nowhere: with it the token is drawn from another distribution than the one that its log-prob belongs to.
   """
+  change = (lambda x: x) if adjust is None else adjust
   z = logits_BxV.astype(jnp.float32)
   if isinstance(temperature, (int, float)) and temperature == 0:
-    token = jnp.argmax(z, axis=-1).astype(jnp.int32)
+    token = jnp.argmax(change(z), axis=-1).astype(jnp.int32)
     logp1, entropy1 = categorical.token_log_prob_and_entropy(z, token)
     return token, jnp.zeros_like(logp1), jnp.zeros_like(entropy1), logp1, entropy1
   scaled = z / temperature
   noise_BxV = jax.vmap(lambda key: jax.random.gumbel(key, z.shape[1:], jnp.float32))(key_B)
-  token = jnp.argmax(scaled + noise_BxV, axis=-1).astype(jnp.int32)
+  token = jnp.argmax(change(scaled) + noise_BxV, axis=-1).astype(jnp.int32)
   logp, entropy = categorical.token_log_prob_and_entropy(scaled, token)
   if isinstance(temperature, (int, float)) and temperature == 1:
     return token, logp, entropy, logp, entropy
@@ -66,6 +76,7 @@ def generate(
   eos_id: int | None = None,
   pad_id: int = 0,
   sequence_B: jax.Array | None = None,
+  adjust: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Rollout:
   """Samples up to num_tokens tokens for each prompt; token t of sequence i uses the key fold_in(fold_in(key, i), t).
 
@@ -81,9 +92,10 @@ def generate(
     pad_id: what stands after the end.
     sequence_B: int32, which sequence of the whole batch each row is; None numbers the rows. Rows may be cut over devices or come in
       another order, and each samples the same response.
+    adjust: as `sample`; local to each row.
 
   Returns:
-    A `Rollout`.
+    A `Rollout`, whose log-probs and entropies do not see `adjust`.
 
   Gradient: none is defined (the loop has no fixed length); score the tokens with `score` instead.
   Limits: the same result for any later stop of the loop: ended rows write nothing.
@@ -113,7 +125,8 @@ def generate(
 
   def record(out: Rollout, t: jax.Array | int, logits_BxV: jax.Array) -> Rollout:
     active = ~out.finished_B
-    token, *values = sample(logits_BxV, jax.vmap(jax.random.fold_in, (0, None))(key_B, t), temperature=temperature)
+    key_now_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, t)
+    token, *values = sample(logits_BxV, key_now_B, temperature=temperature, adjust=adjust)
     token = jnp.where(active, token, pad_id)
     logp, entropy, logp1, entropy1 = (jnp.where(active, x, 0.0) for x in values)
     return Rollout(

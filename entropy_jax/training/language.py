@@ -92,6 +92,7 @@ def reinforcement_body(
   num_epochs: int = 1,
   num_minibatches: int = 1,
   num_slices: int = 1,
+  ledger: bool = False,
   clock: Clock | None = None,
 ) -> Body:
   """One rollout and its updates.
@@ -105,7 +106,7 @@ def reinforcement_body(
     num_tokens: longest response, T.
     eos_id: end of sequence.
     temperature: of sampling, and of the log-probs and entropies that the objective sees.
-    num_epochs, num_minibatches, num_slices: as in `training.step.learn`.
+    num_epochs, num_minibatches, num_slices, ledger: as in `training.step.learn`.
     clock: gets the seconds of generate, verify, update and score; the body then waits for the device after each.
 
   Returns:
@@ -120,15 +121,18 @@ def reinforcement_body(
 
   def sample(split: Split, params: Params, prompt: Mapping[str, jax.Array], key: jax.Array) -> tuple[Rollout]:
     tokens, mask = prompt['prompt_tokens_BxP'], prompt['prompt_mask_BxP']
-    ends, row = {'num_tokens': num_tokens, 'eos_id': eos_id}, split.rows(len(tokens))
-    return (generate(policy, params, tokens, mask, key, temperature=temperature, sequence_B=row, **ends),)
+    row = split.rows(len(tokens))
+    drawn = generate(
+      policy, params, tokens, mask, key, num_tokens=num_tokens, temperature=temperature, eos_id=eos_id, sequence_B=row
+    )
+    return (drawn,)
 
   def batch_of(split: Split, prompt: Mapping[str, jax.Array], sampled: Rollout, reward_B: jax.Array, key: jax.Array) -> TokenBatch:
     group_B = split.rows(len(reward_B)) // group_size  # the rows of a prompt stand in succession
     return token_batch(prompt['prompt_tokens_BxP'], prompt['prompt_mask_BxP'], sampled, group_B, reward_B, key)
 
   def learn(split: Split, state: TrainState, *parts: Any) -> tuple[TrainState, Metrics]:
-    times = {'num_epochs': num_epochs, 'num_minibatches': num_minibatches, 'num_slices': num_slices}
+    times: dict[str, Any] = {'num_epochs': num_epochs, 'num_minibatches': num_minibatches, 'num_slices': num_slices, 'ledger': ledger}
     batch = batch_of(split, *parts)
     return step.learn(state, batch, objective=objective, policy=policy, tx=tx, temperature=temperature, split=split, **times)
 

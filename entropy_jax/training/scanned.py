@@ -69,6 +69,7 @@ def run(
   group_size: int,
   num_epochs: int = 1,
   num_minibatches: int = 1,
+  ledger: bool = False,
   measures: tuple[Measure, ...] = (),
 ) -> Metrics:
   """Trains one seed and returns its curves.
@@ -80,6 +81,7 @@ def run(
     num_steps: rollouts; each step samples group_size responses to every prompt.
     group_size: G.
     num_epochs, num_minibatches: updates per rollout are their product.
+    ledger: whether each update accounts for its entropy change.
     measures: further exact measures (task, table) -> dict.
 
   Returns:
@@ -100,7 +102,7 @@ def run(
     before = state.params[TABLE]
     batch = rollout(state.params, jax.random.fold_in(root, index))
     state, metrics = step.learn(
-      state, batch, objective=objective, policy=policy, tx=tx, num_epochs=num_epochs, num_minibatches=num_minibatches
+      state, batch, objective=objective, policy=policy, tx=tx, num_epochs=num_epochs, num_minibatches=num_minibatches, ledger=ledger
     )
     return state, (before, metrics | {'rollout/reward': jnp.mean(batch.reward_B)})
 

@@ -19,8 +19,9 @@ from entropy_jax.objective import Objective
 from entropy_jax.ops import covariance, masked
 from entropy_jax.parallel.split import WHOLE, Split
 from entropy_jax.rollout import score as scoring
+from entropy_jax.training import ledger as ledgers
 from entropy_jax.training.state import TrainState
-from entropy_jax.types import Metrics, Params, PyTree, Ratio, TokenBatch, UserError, take_rows
+from entropy_jax.types import Metrics, Params, Planned, PyTree, Ratio, TokenBatch, UserError, take_rows
 
 
 def check_divisible(key: str, whole: int, parts: int, unit: str) -> None:
@@ -54,6 +55,7 @@ def update(
   tx: optax.GradientTransformation,
   temperature: float = 1.0,
   num_slices: int = 1,
+  ledger: bool = False,
   split: Split = WHOLE,
 ) -> tuple[TrainState, Metrics]:
   """One optimizer step on the global batch.
@@ -64,11 +66,13 @@ def update(
     objective, policy, tx: static.
     temperature: of the sampling distribution that is scored.
     num_slices: the gradient is accumulated over this many slices of whole sequences; the result does not depend on it.
+    ledger: whether to account for the entropy change, at the cost of three more passes over the batch; the update is the same. An
+      objective with a method that learns from the ledger has it anyway.
     split: how the rows lie over devices; the result does not depend on it. Each part accumulates over num_slices slices of its rows.
 
   Returns:
     (state, metrics). A loss or gradient that is not finite leaves parameters, optimizer and objective untouched and is counted, and
-    `update/rejected` is 1 instead of 0.
+    `update/rejected` is 1 instead of 0. With the ledger, `ledger/*` as `training.ledger.entries` names them.
   """
   num_sequences, num_tokens = batch.mask_BxT.shape
   check_divisible('num_slices', num_sequences // split.num_parts, num_slices, 'sequences')
@@ -80,23 +84,23 @@ def update(
     tokens = (part.tokens_BxN, part.token_mask_BxN, num_tokens)
     return scoring.score(policy, params, *tokens, temperature=temperature, stats=current)
 
-  def plan(scores: scoring.Scores) -> tuple[Any, PyTree, Metrics]:
+  def plan(scores: scoring.Scores) -> tuple[Planned, tuple[PyTree, Metrics]]:
     """The plan for this part's rows, made from the scores of all rows."""
     current = scoring.fill(batch, split.gather(jax.lax.stop_gradient(scores)))
     planned, planned_state, metrics = objective.plan(state.objective_state, current)
-    return split.own(planned, num_sequences), planned_state, metrics | _policy_metrics(current)
+    return split.own(planned, num_sequences), (planned_state, metrics | _policy_metrics(current))
 
   def at_once(params: Params) -> tuple[jax.Array, Any]:
     scores = score(params, own)
-    planned, *rest = plan(scores)
+    planned, rest = plan(scores)
     ratio = objective.loss(planned, scoring.fill(own, scores))
-    return ratio.num, (ratio, rest)
+    return ratio.num, (ratio, planned, rest)
 
   def accumulated(params: Params) -> tuple[tuple[jax.Array, Any], Params]:
     starts = jnp.arange(num_slices) * size
     # Scored first without gradient, so that the plan sees the whole batch however it is sliced.
     parts = jax.lax.map(lambda start: score(params, take_rows(own, start, size)), starts)
-    planned, *rest = plan(jax.tree.map(lambda x: x.reshape(-1, num_tokens), parts))
+    planned, rest = plan(jax.tree.map(lambda x: x.reshape(-1, num_tokens), parts))
 
     def slice_loss(params: Params, start: jax.Array) -> tuple[jax.Array, Ratio]:
       part = take_rows(own, start, size)
@@ -109,13 +113,21 @@ def update(
 
     nothing = (Ratio(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
     (ratio, gradient), _ = jax.lax.scan(add, nothing, starts)
-    return (ratio.num, (ratio, rest)), gradient
+    return (ratio.num, (ratio, planned, rest)), gradient
 
   compute = jax.value_and_grad(at_once, has_aux=True) if num_slices == 1 else accumulated
-  (_, (ratio, (objective_state, metrics))), gradient = compute(state.params)
+  (_, (ratio, planned, (objective_state, metrics))), gradient = compute(state.params)
   ratio, gradient = split.total((ratio, gradient))
   gradient = jax.tree.map(lambda g: Ratio(g, ratio.den).compute(), gradient)
-  return _apply(state, tx, ratio.compute(), gradient, objective_state, metrics)
+  new, metrics = _apply(state, tx, ratio.compute(), gradient, objective_state, metrics)
+  if ledger or objective.observe is not None:
+    how = {'objective': objective, 'policy': policy, 'tx': tx, 'temperature': temperature, 'num_slices': num_slices, 'split': split}
+    found = ledgers.entries(state, new, gradient, ratio.den, planned, own, **how)
+    metrics |= {f'ledger/{name}': value for name, value in found.items()}
+    if objective.observe is not None:
+      observed, accepted = objective.observe(new.objective_state, found), metrics['update/rejected'] == 0
+      new = new.replace(objective_state=jax.tree.map(lambda x, y: jnp.where(accepted, x, y), observed, new.objective_state))
+  return new, metrics
 
 
 def _apply(
@@ -142,6 +154,7 @@ def learn(
   num_epochs: int = 1,
   num_minibatches: int = 1,
   num_slices: int = 1,
+  ledger: bool = False,
   split: Split = WHOLE,
 ) -> tuple[TrainState, Metrics]:
   """All updates of one rollout: rewards and advantages once, then num_epochs passes over num_minibatches shuffled minibatches.
@@ -151,6 +164,7 @@ def learn(
     batch: this part's rows of the rollout, with their rewards; batch.key drives the shuffles and every random choice of a method.
     num_epochs, num_minibatches: updates_per_rollout is their product; with one minibatch rows are not shuffled.
     num_slices: gradient accumulation inside each update.
+    ledger: whether each update accounts for its entropy change.
     split: how the rows lie over devices, `WHOLE` for the global view. Minibatches are drawn from the whole batch.
 
   Returns:
@@ -183,7 +197,8 @@ def learn(
       order_B = jax.random.permutation(jax.random.fold_in(key, epoch), num_sequences)
       part = take_rows(_permuted(batch, order_B), minibatch * size, size)
     part = part.replace(key=jax.random.fold_in(key, num_epochs + index))
-    return update(state, part, objective=objective, policy=policy, tx=tx, temperature=temperature, num_slices=num_slices, split=split)
+    how = {'objective': objective, 'policy': policy, 'tx': tx, 'temperature': temperature, 'num_slices': num_slices, 'split': split}
+    return update(state, part, ledger=ledger, **how)
 
   state, metrics = jax.lax.scan(one, state.replace(objective_state=objective_state), jnp.arange(num_epochs * num_minibatches))
   return state, prepared | {name: jnp.mean(values) for name, values in metrics.items()}

@@ -116,3 +116,20 @@ class TestLeaveOneOutMean:
     several = size > 1
     expected = (size[several] / (size[several] - 1)) * np.asarray(centred)[several]
     np.testing.assert_allclose(np.asarray(without)[several], expected, rtol=1e-5, atol=1e-6)
+
+
+class TestDifficulty:
+  def test_boundaries_are_counted_in_integers(self):
+    # 2/3 is easy, 1/3 medium, below hard; in float32 the mean of (1, 1, 0) and 2/3 need not agree
+    correct = np.float32([1, 1, 0, 1, 0, 0, 0, 0, 0, 1, 1, 1, 0])
+    group = np.array([4, 4, 4, 7, 7, 7, 1, 1, 1, 2, 2, 2, 2], np.int32)
+    found = jax.jit(groups.difficulty)(correct, group)
+    assert found.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [0] * 4
+
+  def test_every_count_of_every_size(self):
+    sizes = [(size, k) for size in range(1, 13) for k in range(size + 1)]  # k of size are correct
+    correct = np.concatenate([np.arange(size) < k for size, k in sizes]).astype(np.float32)
+    group = np.concatenate([np.full(size, 3 * i, np.int32) for i, (size, _) in enumerate(sizes)])
+    expected = np.concatenate([[0 if 3 * k >= 2 * size else 1 if 3 * k >= size else 2] * size for size, k in sizes])
+    order = np.random.default_rng(0).permutation(len(group))
+    np.testing.assert_array_equal(jax.jit(groups.difficulty)(correct[order], group[order]), expected[order])

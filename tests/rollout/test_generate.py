@@ -7,6 +7,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from entropy_jax.methods import samplers
 from entropy_jax.models import tabular, transformer
 from entropy_jax.rollout import generate, score
 from entropy_jax.types import UserError
@@ -210,3 +211,60 @@ class TestGenerate:
   def test_bad_prompts(self):
     with pytest.raises(UserError, match=r'prompt tokens have shape \(2, 0\)'):
       generate.generate(TABLE, {}, jnp.zeros((2, 0), jnp.int32), jnp.zeros((2, 0), bool), jax.random.key(0), num_tokens=1)
+
+
+class TestAdjust:
+  """A function of the logits decides what is drawn, and nothing of what is recorded."""
+
+  def test_identity_is_bit_identical_to_none(self):
+    params = jax.jit(TABLE.init)(jax.random.key(0))
+    plain, same = (
+      sampler(TABLE, num_tokens=3, eos_id=0, temperature=0.7, adjust=adjust)(params, *prompts(64), jax.random.key(1))
+      for adjust in (None, lambda z: z)
+    )
+    jax.tree.map(np.testing.assert_array_equal, plain, same)
+
+  def test_draws_from_the_adjusted_distribution_and_records_the_plain_one(self):
+    z = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
+    B, temperature = 20_000, 0.5
+    run = jax.jit(lambda z, k: generate.sample(z, k, temperature=temperature, adjust=lambda x: -x))
+    token, logp, entropy, logp1, entropy1 = run(jnp.tile(z, (B, 1)), keys(B))
+    p = np.array([0.25, 0.09, 0.04]) / 0.38  # at temperature 1/2
+    drawn = (1 / p) / np.sum(1 / p)  # of the negated logits
+    assert scipy.stats.chisquare(np.bincount(token, minlength=3), drawn * B).pvalue > 1e-3
+    np.testing.assert_allclose(logp, np.log(p)[token], rtol=1e-5)
+    np.testing.assert_allclose(entropy, np.full(B, scipy.stats.entropy(p)), rtol=1e-5)
+    np.testing.assert_allclose(logp1, np.log([0.5, 0.3, 0.2])[token], rtol=1e-5)
+    np.testing.assert_allclose(entropy1, np.full(B, 1.0296530), rtol=1e-5)
+
+  def test_greedy_takes_the_largest_adjusted_logit(self):
+    z = jnp.log(jnp.array([[0.2, 0.5, 0.3]]))
+    token, logp, _, logp1, _ = generate.sample(z, keys(1), temperature=0, adjust=lambda x: -x)
+    assert token[0] == 0 and logp[0] == 0
+    np.testing.assert_allclose(logp1[0], np.log(0.2), rtol=1e-6)
+
+  def test_dual_temperature_of_a_whole_response(self):
+    # Rows above ln 2 nats nearly certain, all others nearly uniform: the responses say which rule was used.
+    params = {tabular.TABLE: jnp.zeros((2, 3, 3, 4)).at[:, 1, :, 2].set(4.0).at[:, :, :, 0].add(0.1)}
+    adjust = samplers.dual_temperature(level=float(np.log(2)), high=0.01, low=100.0)
+    out = sampler(TABLE, num_tokens=3, adjust=adjust.bind(adjust.init()))(params, *prompts(4000), jax.random.key(2))
+    share = [np.bincount(out.tokens_BxT[:, t], minlength=4) / 4000 for t in range(3)]
+    assert share[0][0] > 0.99 and share[2][0] > 0.99  # uncertain rows, made certain of their largest logit
+    assert np.max(np.abs(share[1] - 0.25)) < 0.05  # a certain row, made uniform
+    np.testing.assert_allclose(out.entropy_BxT[:, 1], np.full(4000, scipy.stats.entropy(scipy.special.softmax([0.1, 0, 4, 0]))), rtol=1e-4)
+
+  def test_adaptive_temperature_over_two_batches(self):
+    params = jax.jit(TABLE.init)(jax.random.key(0))
+    adaptive = samplers.adaptive_temperature(tau=0.9)
+
+    @jax.jit
+    def two(params, key):
+      state = adaptive.init()
+      first = generate.generate(TABLE, params, *prompts(64), key, num_tokens=3, adjust=adaptive.bind(state))
+      state = adaptive.remember(state, first.entropy_BxT, first.mask_BxT)
+      return first, generate.generate(TABLE, params, *prompts(64), key, num_tokens=3, adjust=adaptive.bind(state))
+
+    first, second = two(params, jax.random.key(5))
+    plain = sampler(TABLE, num_tokens=3)(params, *prompts(64), jax.random.key(5))
+    np.testing.assert_array_equal(first.tokens_BxT, plain.tokens_BxT)  # nothing is known yet
+    assert np.any(second.tokens_BxT != plain.tokens_BxT)

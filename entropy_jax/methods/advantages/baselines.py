@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from entropy_jax import transform
 from entropy_jax.methods.advantages.whitened import returns_to_go, whiten_tokens
-from entropy_jax.ops import categorical, groups, masked
-from entropy_jax.types import Ratio, VocabStat
+from entropy_jax.ops import groups, masked, vocabulary
+from entropy_jax.types import Ratio
 
 
 def remax_advantage(reward_BxT: jax.Array, baseline_reward_B: jax.Array, mask_BxT: jax.Array) -> jax.Array:
@@ -84,21 +84,6 @@ def gae_advantage(
 gae = transform.advantage('gae', gae_advantage, discount='[0, 1]', trace='[0, 1]')
 
 
-def collision_probability(logits_xV: jax.Array) -> jax.Array:
-  """sum_v pi_v^2, the probability that two samples agree: 1 / V for a uniform row, 1 for a certain one.
-
-  Args:
-    logits_xV: [..., V], may hold -inf.
-
-  Returns:
-    float32 [...], in [1 / V, 1].
-
-  >>> round(float(collision_probability(jnp.log(jnp.array([.5, .3, .2])))), 6)      # .25 + .09 + .04
-  0.38
-  """
-  return jnp.sum(jnp.exp(2.0 * categorical.log_probs(logits_xV)), axis=-1)
-
-
 def optimal_token_baseline_advantage(
   reward_BxT: jax.Array,
   old_logp_BxT: jax.Array,
@@ -141,7 +126,7 @@ def optimal_token_baseline_advantage(
 optimal_token_baseline = transform.advantage(
   'optimal_token_baseline',
   optimal_token_baseline_advantage,
-  stats=(VocabStat('collision_probability', collision_probability, of='behaviour'),),
+  stats=(vocabulary.collision_probability_stat(of='behaviour'),),
 )
 
 

@@ -50,7 +50,9 @@ def importance_objective(log_ratio_BxT: jax.Array, advantage_BxT: jax.Array) -> 
   return advantage_BxT * ratios.importance(log_ratio_BxT)
 
 
-def clip_ratio(ratio_BxT: jax.Array, advantage_BxT: jax.Array, low: float, high: float) -> tuple[jax.Array, jax.Array]:
+def clip_ratio(
+  ratio_BxT: jax.Array, advantage_BxT: jax.Array, low: float | jax.Array, high: float | jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """(clip(r, 1 - low, 1 + high) A, bool: where that is below r A, strictly, so that PPO's minimum takes it and the gradient is 0)."""
   held_BxT = jnp.clip(ratio_BxT, 1.0 - low, 1.0 + high) * advantage_BxT
   return held_BxT, held_BxT < ratio_BxT * advantage_BxT

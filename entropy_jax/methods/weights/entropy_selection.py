@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from entropy_jax import transform
 from entropy_jax.ops import masked, selection
+from entropy_jax.transform import Note
 from entropy_jax.types import Metrics, Ratio, RunFacts
 
 
@@ -21,6 +22,7 @@ def top_entropy_weight(
   keep: float = 0.2,
   normalize: str = 'kept',
   side: str = 'top',
+  rule: str = 'count',
 ) -> tuple[jax.Array, Metrics]:
   """Keeps the K = max(1, ceil(keep N)) tokens of largest entropy of the whole batch (the 80/20 rule).
 
@@ -34,6 +36,7 @@ def top_entropy_weight(
     normalize: 'kept' makes the token mean one over the kept tokens (the denominator counts only them); 'all' leaves N, so the
       gradient is smaller by about keep.
     side: 'top' keeps the largest entropies, 'bottom' the smallest (the paper's control, with keep=0.8).
+    rule: 'count' keeps exactly K tokens; 'quantile' keeps what is at or above the (1 - keep)-quantile, ties included.
 
   Returns:
     (weight [B, T], metrics: selected_fraction, and threshold, the entropy at the edge of what is kept).
@@ -43,7 +46,8 @@ def top_entropy_weight(
   Reference: Wang et al., Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement Learning for LLM Reasoning,
     arXiv 2506.01939.
   Differs: the released code takes floor(keep N + 0.9999) tokens of every micro-batch; here they are taken from the whole batch. TRL
-    keeps what is at or above a quantile, ties included, and normalises by all tokens. Penalties are not weighted: they act on all tokens.
+    keeps what is at or above a quantile and normalises by all tokens: rule='quantile', normalize='all'. Penalties are not weighted: they
+    act on all tokens.
 
   >>> w, _ = top_entropy_weight(jnp.array([[.1, .2, .3], [.4, .5, .6]]), jnp.ones((2, 3), bool), None)
   >>> w.tolist()
@@ -51,7 +55,11 @@ def top_entropy_weight(
   """
   num_tokens = jnp.sum(mask_BxT, dtype=jnp.int32)
   score_BxT = entropy_BxT if side == 'top' else -entropy_BxT
-  kept_BxT = selection.top(score_BxT, mask_BxT, selection.fraction_of(num_tokens, keep, round_up=True), sequence_B)
+  if rule == 'count':
+    kept_BxT = selection.top(score_BxT, mask_BxT, selection.fraction_of(num_tokens, keep, round_up=True), sequence_B)
+  else:
+    edge = selection.quantile(score_BxT, mask_BxT, 1.0 - keep)
+    kept_BxT = mask_BxT & (selection.coarse(score_BxT) >= selection.coarse(edge))
   scale = Ratio(masked.count(mask_BxT), masked.count(kept_BxT)).compute() if normalize == 'kept' else jnp.float32(1.0)
   metrics = {
     'selected_fraction': masked.mean(kept_BxT.astype(jnp.float32), mask_BxT),
@@ -60,13 +68,18 @@ def top_entropy_weight(
   return jnp.where(kept_BxT, scale, 0.0), metrics
 
 
-def _note_normalize(facts: RunFacts, *, hyper: Mapping[str, Any]) -> str | None:
-  if hyper['normalize'] != 'kept' or facts.aggregate == 'token_mean' or hyper['keep'] == 1:
-    return None
-  return (
-    f"top_entropy: normalize='kept' multiplies by N / K, which is a mean over the kept tokens with aggregate='token_mean' only, and "
-    f"this run has {facts.aggregate!r}: set aggregate='token_mean', or normalize='all'."
-  )
+def note_normalize(name: str) -> Note:
+  """The note of a method that keeps a part of the tokens and multiplies by N / K: a mean over the kept ones for one aggregation only."""
+
+  def note(facts: RunFacts, *, hyper: Mapping[str, Any]) -> str | None:
+    if hyper['normalize'] != 'kept' or facts.aggregate == 'token_mean' or hyper['keep'] == 1:
+      return None
+    return (
+      f"{name}: normalize='kept' multiplies by N / K, which is a mean over the kept tokens with aggregate='token_mean' only, and "
+      f"this run has {facts.aggregate!r}: set aggregate='token_mean', or normalize='all'."
+    )
+
+  return note
 
 
 top_entropy = transform.weight(
@@ -75,5 +88,6 @@ top_entropy = transform.weight(
   keep='(0, 1]',
   normalize='kept | all',
   side='top | bottom',
-  notes=(transform.note_fraction('top_entropy', 'keep'), _note_normalize),
+  rule='count | quantile',
+  notes=(transform.note_fraction('top_entropy', 'keep'), note_normalize('top_entropy')),
 )

@@ -143,15 +143,6 @@ class TestGae:
       advantages.gae(trace=-0.1)
 
 
-class TestCollisionProbability:
-  def test_numpy(self):
-    np.testing.assert_allclose(jax.jit(baselines.collision_probability)(LOGITS), COLLISION, rtol=1e-5)
-
-  def test_limits(self):
-    np.testing.assert_allclose(baselines.collision_probability(jnp.zeros(8)), 1 / 8, rtol=1e-6)
-    np.testing.assert_allclose(baselines.collision_probability(jnp.array([3.0, -jnp.inf])), 1.0, rtol=1e-6)
-
-
 class TestOptimalTokenBaseline:
   def call(self, reward, group_B=GROUP, mask=MASK, chosen=CHOSEN, collision=COLLISION):
     arrays = reward, np.log(chosen).astype(np.float32), collision.astype(np.float32)

@@ -22,7 +22,7 @@ MASK = np.arange(8)[None] < np.array([8, 3, 0, 6, 5])[:, None]
 IDENTITY = np.array([12, 5, 33, 2, 8], np.int32)
 ORDER = np.array([3, 0, 4, 1, 2])
 TOP, PPO = weights.top_entropy(), surrogates.ppo_clip()
-weight = jax.jit(weights.top_entropy.function, static_argnames=('keep', 'normalize', 'side'))
+weight = jax.jit(weights.top_entropy.function, static_argnames=('keep', 'normalize', 'side', 'rule'))
 
 
 @functools.cache
@@ -67,6 +67,23 @@ class TestTopEntropy:
   def test_normalize_all(self):
     w, _ = weight(SIX, ALL, None, normalize='all')
     assert w.tolist() == [[0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
+
+  def test_quantile_rule_keeps_ties(self):
+    # the .8-quantile of (.1 ... .6) is .5: two tokens, where floor(.2 * 6) = 1
+    w, metrics = weight(SIX, ALL, None, normalize='all', rule='quantile')
+    assert w.tolist() == [[0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
+    np.testing.assert_allclose(metrics['threshold'], 0.5, rtol=1e-6)
+    # of 22 mostly tied entropies, all that equal the quantile are kept: more than ceil(.3 * 22) = 7
+    edge = np.quantile(ENTROPY[MASK], 0.7)
+    kept = MASK & (edge <= ENTROPY)
+    assert kept.sum() > 7
+    w, _ = weight(ENTROPY, MASK, IDENTITY, keep=0.3, rule='quantile')
+    np.testing.assert_allclose(w, np.where(kept, 22 / kept.sum(), 0.0), rtol=1e-6)
+    edge = np.quantile(ENTROPY[MASK], 0.3)
+    bottom = MASK & (edge >= ENTROPY)
+    w, _ = weight(ENTROPY, MASK, IDENTITY, keep=0.3, side='bottom', rule='quantile', normalize='all')
+    np.testing.assert_array_equal(np.asarray(w) > 0, bottom)
+    assert not np.any(weight(SIX, ~ALL, None, rule='quantile')[0])
 
   def test_bottom(self):
     # K = ceil(.8 * 6) = 5: all but the largest; the edge of what is kept is its largest entropy
@@ -124,7 +141,7 @@ class TestTopEntropy:
     assert "normalize='all'" in text(other)[0]
     assert text(other, normalize='all') == []
 
-  @pytest.mark.parametrize('hyper', [{'keep': 0.0}, {'keep': 1.1}, {'side': 'middle'}, {'normalize': 'none'}])
+  @pytest.mark.parametrize('hyper', [{'keep': 0.0}, {'keep': 1.1}, {'side': 'middle'}, {'normalize': 'none'}, {'rule': 'sort'}])
   def test_bad_input(self, hyper):
     with pytest.raises(UserError, match=r'is outside|is not one of'):
       weights.top_entropy(**hyper)

@@ -1,0 +1,178 @@
+"""Tests of entropy_jax.training.ledger: the parts are the gradient's own, they sum to the prediction, and the prediction is the change."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from entropy_jax import catalog
+from entropy_jax.data import fork_tokens
+from entropy_jax.measures.ledger import QUADRANTS
+from entropy_jax.models.tabular import TABLE
+from entropy_jax.ops import categorical
+from entropy_jax.training import ledger, scanned, step
+from tests.training.test_step import COMPOSED, Setting
+
+NAMES = ('surrogate', 'history', 'regularizer_kl_cov', 'regularizer_adaptive_entropy')
+SPEC = {
+  'advantages': [{'name': 'grpo'}],
+  'surrogates': [{'name': 'ppo_clip'}],
+  'regularizers': [{'name': 'entropy_bonus', 'kwargs': {'coef': 0.01}}],
+}
+
+
+@pytest.fixture(scope='module')
+def composed():
+  return Setting(COMPOSED)
+
+
+def learn(setting, tx=None, **options):
+  tx = optax.sgd(1.0, momentum=0.9) if tx is None else tx
+  state = setting.state.replace(opt_state=tx.init(setting.state.params))
+  how = {'objective': setting.objective, 'policy': setting.policy, 'tx': tx}
+  new, metrics = jax.jit(functools.partial(step.learn, **how, **options))(state, setting.batch)
+  return new, {name: float(x) for name, x in metrics.items()}
+
+
+class TestLedger:
+  def test_update_is_the_same_with_and_without(self, composed):
+    with_ledger, metrics = learn(composed, num_epochs=2, ledger=True)
+    without, plain = learn(composed, num_epochs=2)
+    chex.assert_trees_all_close(with_ledger.params, without.params, rtol=1e-6, atol=1e-7)
+    assert not any(name.startswith('ledger/') for name in plain)
+    assert {name for name in metrics if not name.startswith('ledger/')} == set(plain)
+
+  @pytest.mark.parametrize('name', ['momentum', 'adamw', 'clipped', 'lion'])
+  def test_parts_sum_to_the_prediction(self, composed, name):
+    rules = {
+      'momentum': optax.sgd(1.0, momentum=0.9),
+      'adamw': optax.adamw(0.03, weight_decay=0.1),
+      'clipped': optax.chain(optax.clip_by_global_norm(1e-3), optax.adam(optax.linear_schedule(0.05, 0.01, 4))),
+      'lion': optax.lion(0.003),
+    }
+    _, metrics = learn(composed, rules[name], num_epochs=3, ledger=True)
+    found = {key.removeprefix('ledger/'): value for key, value in metrics.items() if key.startswith('ledger/')}
+    # Where parts of opposite signs are much larger than their sum, rounding is relative to the parts.
+    scale = max(abs(found['predicted']), 0.1 * sum(abs(found[f'surrogate_{q}']) for q in QUADRANTS))
+    assert abs(found['sum'] - found['predicted']) <= 1e-5 * scale
+    np.testing.assert_allclose(sum(found[key] for key in NAMES), found['predicted'], atol=1e-5 * scale)
+    np.testing.assert_allclose(sum(found[f'surrogate_{q}'] for q in QUADRANTS), found['surrogate'], rtol=1e-4, atol=1e-6 * scale)
+    np.testing.assert_allclose(found['surrogate_clipped'] + found['surrogate_unclipped'], found['surrogate'], rtol=1e-4, atol=1e-6 * scale)
+    assert found['history'] != 0
+    np.testing.assert_allclose(found['measured'] - found['predicted'], found['residual'], rtol=1e-5, atol=1e-7)
+
+  def test_slices_change_nothing(self, composed):
+    _, whole = learn(composed, num_epochs=2, ledger=True)
+    _, sliced = learn(composed, num_epochs=2, num_slices=4, ledger=True)
+    for name, value in whole.items():
+      if name.startswith('ledger/'):
+        np.testing.assert_allclose(sliced[name], value, rtol=1e-4, atol=3e-6, err_msg=name)
+
+  def test_quadrants_are_those_of_a_gradient_taken_token_by_token(self):
+    # One on-policy SGD step of rate 1 on the token mean: the table moves by sum_t A_t (onehot - p) / N, and the entropy of a row moves by
+    # dH/dz . dz with dH/dz = -p (ln p + H), averaged over the batch's N tokens. In numpy, one token at a time.
+    setting = Setting({'advantages': [{'name': 'grpo'}], 'surrogates': [{'name': 'ppo_clip'}]})
+    _, metrics = learn(setting, optax.sgd(1.0), ledger=True)
+    batch, table = jax.device_get(setting.batch.replace(key=None)), np.asarray(setting.state.params[TABLE], np.float64)
+    reward_GxR = batch.reward_B.reshape(4, 8).astype(np.float64)
+    advantage_B = ((reward_GxR - reward_GxR.mean(1, keepdims=True)) / (reward_GxR.std(1, ddof=1, keepdims=True) + 1e-6)).reshape(-1)
+    num = batch.mask_BxT.sum()
+    p = np.exp(table - np.log(np.exp(table).sum(-1, keepdims=True)))
+    entropy = -(p * np.log(p)).sum(-1, keepdims=True)
+    slope = np.zeros_like(table)  # of the batch's mean entropy
+    for b, t in zip(*np.nonzero(batch.mask_BxT), strict=True):
+      slope[b // 8, t, 0] += (-p * (np.log(p) + entropy))[b // 8, t, 0] / num
+    expected = dict.fromkeys(QUADRANTS, 0.0)
+    for b, t in zip(*np.nonzero(batch.mask_BxT), strict=True):
+      prompt, token, row = b // 8, batch.tokens_BxN[b, 1 + t], p[b // 8, t, 0]
+      move = advantage_B[b] * (np.eye(len(row))[token] - row) / num
+      discriminator = row * (entropy[prompt, t, 0] + np.log(row))
+      likely = discriminator[token] - (row * discriminator).sum() >= 0
+      name = next(n for n, signs in QUADRANTS.items() if signs == (advantage_B[b] >= 0, likely))
+      expected[name] += (slope[prompt, t, 0] * move).sum()
+    assert metrics['ledger/history'] == 0 and metrics['ledger/surrogate'] != 0
+    for name, value in expected.items():
+      np.testing.assert_allclose(metrics[f'ledger/surrogate_{name}'], value, rtol=1e-4, atol=1e-8, err_msg=name)
+
+  def test_residual_is_of_second_order(self):
+    setting = Setting(SPEC)
+    residual = [learn(setting, optax.sgd(rate), ledger=True)[1]['ledger/residual'] for rate in (8.0, 4.0)]
+    assert 3.4 < residual[0] / residual[1] < 4.6
+
+  def test_clipped_tokens_and_what_they_forgo(self):
+    setting = Setting(SPEC)
+    setting.batch = setting.batch.replace(old_logp_BxT=setting.batch.old_logp_BxT - 1.0)  # every ratio is e: all with A > 0 are clipped
+    _, metrics = learn(setting, optax.sgd(1.0), ledger=True)
+    assert metrics['ledger/surrogate_clipped'] == 0 and metrics['ledger/forgone'] != 0
+    assert metrics['ledger/surrogate_rewarded_likely'] == metrics['ledger/surrogate_rewarded_unlikely'] == 0
+    unclipped = Setting({**SPEC, 'surrogates': [{'name': 'importance'}]})
+    unclipped.batch = setting.batch
+    _, free = learn(unclipped, optax.sgd(1.0), ledger=True)
+    rewarded = free['ledger/surrogate_rewarded_likely'] + free['ledger/surrogate_rewarded_unlikely']
+    np.testing.assert_allclose(metrics['ledger/forgone'], rewarded, rtol=1e-5)
+
+  def test_a_refused_update_measures_no_change(self):
+    setting = Setting(SPEC)
+    setting.batch = setting.batch.replace(reward_B=setting.batch.reward_B.at[0].set(jnp.nan))
+    _, metrics = learn(setting, ledger=True)
+    assert metrics['update/rejected'] == 1 and abs(metrics['ledger/measured']) < 1e-6  # two ways to add the same numbers up
+
+  @pytest.mark.parametrize('name', ['sgd', 'adam'])
+  def test_prediction_follows_the_measured_change_on_fork_tokens(self, name):
+    tx = {'sgd': optax.sgd(20.0), 'adam': optax.adam(0.05)}[name]
+    task = functools.partial(fork_tokens.make, num_prompts=8, vocab_size=16)
+    how = {'objective': catalog.build(SPEC), 'tx': tx, 'num_steps': 40, 'group_size': 8, 'num_epochs': 2, 'ledger': True}
+    curves = jax.jit(lambda key: scanned.run(task, key, **how))(jax.random.key(0))
+    predicted, measured = (np.asarray(curves[f'ledger/{which}'], np.float64) for which in ('predicted', 'measured'))
+    assert np.corrcoef(predicted, measured)[0, 1] >= 0.99
+    assert np.abs(predicted - measured).sum() <= 0.15 * np.abs(measured).sum()
+
+  def test_prediction_is_the_exact_policy_gradient_of_a_bandit_on_average(self):
+    # One position, every action sampled in proportion to its probability: the batch's gradient is the exact policy gradient, and
+    # the ledger's prediction is Theorem 1 of Cui et al. with the batch's own advantages.
+    p = np.array([0.5, 0.25, 0.25])
+    logits = jnp.log(jnp.asarray(p, jnp.float32))
+    advantage = np.array([1.0, -1.0, -1.0])
+    theorem = -(np.sum(p * np.log(p) * p * advantage) - np.sum(p * np.log(p)) * np.sum(p * p * advantage))
+    slope = np.asarray(categorical.entropy_gradient(logits), np.float64)
+    move = p * (advantage - np.sum(p * advantage))
+    np.testing.assert_allclose((slope * move).sum(), theorem, rtol=1e-6)
+
+
+class TestAffine:
+  def test_adam_by_hand(self):
+    # Third update of one parameter: m, v after gradients 1 and 2, then g = -0.5; b1 = .9, b2 = .99, rate .1.
+    tx, params = optax.adam(0.1, b1=0.9, b2=0.99, eps=0.0), {'x': jnp.zeros(1)}
+    state = tx.init(params)
+    for g in (1.0, 2.0):
+      _, state = tx.update({'x': jnp.array([g])}, state, params)
+    m, v = 0.9 * 0.1 * 1 + 0.1 * 2, 0.99 * 0.01 * 1 + 0.01 * 4
+    v_new = 0.99 * v + 0.01 * 0.25
+    scale = 0.1 / (1 - 0.9**3) / np.sqrt(v_new / (1 - 0.99**3))
+    history, rate = ledger.affine(tx, state, params, {'x': jnp.array([-0.5])})
+    np.testing.assert_allclose(history['x'], [-scale * 0.9 * m], rtol=1e-5)
+    np.testing.assert_allclose(rate['x'], [scale * 0.1], rtol=1e-5)
+
+  def test_weight_decay_is_history(self):
+    tx, params = optax.adamw(0.1, weight_decay=0.5), {'x': jnp.array([2.0, 0.0])}
+    history, rate = ledger.affine(tx, tx.init(params), params, {'x': jnp.array([1.0, 1.0])})
+    np.testing.assert_allclose(history['x'], [-0.1, 0.0], rtol=1e-6)  # rate .1 times decay .5 times 2
+    np.testing.assert_allclose(rate['x'], [0.1, 0.1], rtol=1e-5)  # the first step of Adam is the sign of the gradient
+
+  def test_a_gradient_of_zero_has_the_rate_of_the_others(self):
+    tx, params = optax.sgd(0.1, momentum=0.9), {'x': jnp.zeros(2)}
+    _, state = tx.update({'x': jnp.array([1.0, 1.0])}, tx.init(params), params)
+    history, rate = ledger.affine(tx, state, params, {'x': jnp.array([1.0, 0.0])})
+    np.testing.assert_allclose(history['x'], [-0.09, -0.09], rtol=1e-6)
+    np.testing.assert_allclose(rate['x'], [0.1, 0.1], rtol=1e-6)
+
+  def test_a_cancelled_gradient_gets_no_larger_a_rate_than_ten_typical_ones(self):
+    # The first step of Adam is 0.1 for both elements; the typical gradient is sqrt((1 + 1e-8) / 2) = .7071, its rate .1 / .7071 = .1414.
+    tx, params = optax.adam(0.1, eps=0.0), {'x': jnp.zeros(2)}
+    history, rate = ledger.affine(tx, tx.init(params), params, {'x': jnp.array([1.0, 1e-4])})
+    np.testing.assert_allclose(rate['x'], [0.1, 1.41421], rtol=1e-4)
+    np.testing.assert_allclose(history['x'], [0.0, -0.1 + 1.41421e-4], atol=1e-6)
