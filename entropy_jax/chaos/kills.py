@@ -296,7 +296,8 @@ def kill_rows(endings: Sequence[Ending], runs: Sequence[dict[str, Any]], number:
   equal = sum(row['endings'] for row in runs if not row['differences'])
   total = len(endings)
   training = [e for e in endings if e.aim != START]
-  missing = [phase for phase in (STEP, SAVE, FIRST_SAVE, EVALUATE) if not any(e.phase == phase for e in endings)]
+  hit = {SAVE if e.phase == FIRST_SAVE else e.phase for e in endings}  # a first save is a save
+  missing = [phase for phase in (STEP, SAVE, EVALUATE) if phase not in hit]
   rows_wrong = sum(any('metrics.jsonl' in name for name in row['differences']) for row in runs)
   again = _quantiles([e.start_seconds for e in training])
   detail = (
@@ -324,7 +325,7 @@ def kill_rows(endings: Sequence[Ending], runs: Sequence[dict[str, Any]], number:
     Row(
       id,
       'when the kills hit',
-      'in a step, in a save, in a first save and in an evaluation',
+      'in a step, in a save and in an evaluation',
       _by_phase(endings),
       not missing,
       detail=f'Not hit: {", ".join(missing)}.' if missing else 'Read from the stack of the process just before, and from what it left.',

@@ -79,10 +79,14 @@ class TestKillRows:
   RUN = {'run': 0, 'endings': 4, 'differences': [], 'last': True}
 
   def test_a_phase_that_was_not_hit_is_told(self):
-    endings = [ending(phase=phase) for phase in ('step', 'save', 'evaluate', 'evaluate')]
+    endings = [ending(phase=phase) for phase in ('step', 'step', 'evaluate', 'evaluate')]
     rows = kills.kill_rows(endings, [self.RUN], 4)
-    assert rows[0].passed and rows[1].passed and not rows[2].passed and rows[2].detail == 'Not hit: first save.'
+    assert rows[0].passed and rows[1].passed and not rows[2].passed and rows[2].detail == 'Not hit: save.'
     assert 'median 0.50 s' in rows[0].detail
+
+  def test_a_first_save_is_a_save(self):
+    endings = [ending(phase=phase) for phase in ('step', 'first save', 'evaluate', 'evaluate')]
+    assert all(row.passed for row in kills.kill_rows(endings, [self.RUN], 4))
 
   def test_too_few_kills_do_not_pass(self):
     assert not kills.kill_rows([ending()], [self.RUN | {'endings': 1}], 4)[0].passed
