@@ -162,6 +162,12 @@ def _rollout(params: PyTree, index_B: jax.Array, key: jax.Array) -> TokenBatch:
     value_BxT=zero_BxT,
     token_reward_BxT=zero_BxT,
     baseline_reward_B=jnp.zeros_like(batch.reward_B),
+    segment_BxT=jnp.broadcast_to(jnp.arange(NUM_TOKENS, dtype=jnp.int32) // 2, zero_BxT.shape),
+    planning_BxT=jnp.broadcast_to(jnp.arange(NUM_TOKENS, dtype=jnp.int32) % 2, zero_BxT.shape),
+    phase_BxT=jnp.broadcast_to(jnp.minimum(jnp.arange(NUM_TOKENS, dtype=jnp.int32), 2), zero_BxT.shape),
+    answer_B=sampled.tokens_BxT[:, 0],
+    process_logp_BxT=reference.logp_BxT,
+    imitated_B=jnp.arange(len(zero_BxT)) % GROUP == 0,
   )
 
 
@@ -181,13 +187,13 @@ def stateful() -> dict[str, Transform]:
 
 
 def _objective(method: str) -> Objective:
-  """The objective of a method, with an advantage and a surrogate where it has none."""
+  """The objective of a method, with an advantage before it and a surrogate where it has none."""
   known = stateful()
   wanted = list(known.values()) if method == TOGETHER else [known[method]] if method in known else []
-  for room, default in ((Room.ADVANTAGE, advantages.grpo()), (Room.SURROGATE, surrogates.ppo_clip())):
-    there = [t for t in wanted if t.room == room]
-    wanted = [t for t in wanted if t.room != room] + (there[:1] or [default])
-  return chain(*sorted(wanted, key=lambda t: t.room))
+  if not any(t.room == Room.SURROGATE for t in wanted):
+    wanted.append(surrogates.ppo_clip())
+  # An advantage that shapes needs one to shape; before one that makes its own, GRPO's is replaced.
+  return chain(*sorted([advantages.grpo(), *wanted], key=lambda t: t.room))
 
 
 class Program(NamedTuple):
