@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 RUN := $(BIN)/python -m
 
-.PHONY: venv reproduce reproduce-all chaos chaos-tiny test lint types docs check-docs clean
+.PHONY: venv reproduce reproduce-all chaos chaos-tiny rehearse test lint types docs check-docs clean
 
 $(VENV)/.core: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "entropy_jax needs Python 3.11 or newer: set PYTHON=python3.11")'
@@ -34,6 +34,9 @@ chaos: venv  ## the reliability matrix: real runs killed, stopped, damaged; the 
 
 chaos-tiny: venv  ## the same trials with a few cases each, in minutes
 	$(CHAOS) --config=configs/chaos.py:tiny --workdir=$(OUT)/chaos_tiny
+
+rehearse: venv  ## every block of TPU_SETUP.md that can be rehearsed on one machine
+	$(BIN)/python tools/rehearse_setup.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ def files(*folders: str) -> list[pathlib.Path]:
   return [path for folder in folders for path in sorted((ROOT / folder).rglob('*.py'))]
 
 
-SOURCES = files('entropy_jax', 'experiments', 'configs', 'benchmarks')
+SOURCES = files('entropy_jax', 'experiments', 'configs', 'benchmarks', 'tools')
 TESTS = files('tests')
 
 
