@@ -149,7 +149,7 @@ class _Matrix:
 
   def _storage(self, folder: Path) -> Sequence[Row]:
     cases = self._config.storage.cases
-    rooms = np.linspace(0.0, 0.95, cases).tolist() if cases > 1 else [0.5]
+    rooms = np.linspace(0.0, 0.5, cases).tolist() if cases > 1 else [0.4]  # more than half may do: an older step makes room
     return storage.run(self._victim, folder, self._whole(), self._prepare, rooms)
 
   def _fuzz(self, folder: Path) -> Sequence[Row]:

@@ -30,8 +30,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from entropy_jax.training.files import hush_late_reports, storage_error, told_as
 from entropy_jax.training.files import say as say  # experiments and flags take it from here
-from entropy_jax.training.files import storage_error, told_as
 from entropy_jax.training.files import write_atomically as write_atomically
 from entropy_jax.types import PyTree, UserError
 
@@ -236,6 +236,7 @@ class Checkpoints:
   @contextlib.contextmanager
   def _undone_on_failure(self, step: int) -> Iterator[None]:
     """Clears a save that fails, so that the step can be saved again, in this process or by the next."""
+    hush_late_reports()
     try:
       yield
     except Exception as error:

@@ -3,9 +3,12 @@
 import contextlib
 import errno
 import fcntl
+import functools
+import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -49,6 +52,26 @@ def storage_error(error: BaseException, what: str, path: str | os.PathLike[str])
       return StorageError(number, what, path)
     seen = seen.__cause__ or seen.__context__
   return None
+
+
+def _is_late(error: BaseException | None) -> bool:
+  """Whether it is what a thread below orbax reports of one of many writes, whose failure is raised where the save was asked for."""
+  if isinstance(error, RuntimeError):
+    return str(error) == 'Event loop is closed'
+  return isinstance(error, ValueError) and 'Error writing' in str(error) and _OS_CODE.search(str(error)) is not None
+
+
+@functools.cache
+def hush_late_reports() -> None:
+  """Of a save that fails for the disk, tensorstore's many writes end in their own time and would print a traceback each.
+
+  What is dropped is those reports alone: what the save raises, and any other error that nobody catches, is shown as ever.
+  """
+  logging.getLogger('asyncio').addFilter(lambda record: not (record.exc_info and _is_late(record.exc_info[1])))
+  uncaught, unraisable, threaded = sys.excepthook, sys.unraisablehook, threading.excepthook
+  sys.excepthook = lambda kind, error, trace: None if _is_late(error) else uncaught(kind, error, trace)
+  sys.unraisablehook = lambda report: None if _is_late(report.exc_value) else unraisable(report)
+  threading.excepthook = lambda report: None if _is_late(report.exc_value) else threaded(report)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,44 @@ from entropy_jax.training.files import Lock, StorageError, closing, storage_erro
 from entropy_jax.types import UserError
 from tests.training import tiny_run
 
+ROOT = Path(__file__).resolve().parents[2]
 HOLD = 'import fcntl, sys; f = open(sys.argv[1], "w"); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()'
+
+
+class TestLateReports:
+  """What other threads still say of a disk that failed is dropped after the sentence; everything else is shown as ever."""
+
+  PROGRAM = """
+import asyncio, errno, gc, sys, threading
+from entropy_jax.training import files
+
+full = ValueError("RESOURCE_EXHAUSTED: Error writing x [os_error_code='28']")
+
+async def fails(error):
+  raise error
+
+async def forgotten(error):
+  task = asyncio.ensure_future(fails(error))
+  await asyncio.sleep(0)
+
+def raises(error):
+  raise error
+
+files.hush_late_reports()
+files.hush_late_reports()
+for error in (full, RuntimeError('Event loop is closed'), KeyError('a mistake')):
+  asyncio.run(forgotten(error))
+  gc.collect()
+  thread = threading.Thread(target=raises, args=(error,))
+  thread.start()
+  thread.join()
+raise files.StorageError(errno.ENOSPC, 'nobody caught this', 'here')
+"""
+
+  def test_of_the_same_failure_are_dropped(self):
+    done = subprocess.run([sys.executable, '-c', self.PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and 'RESOURCE_EXHAUSTED' not in done.stderr and 'Event loop' not in done.stderr
+    assert done.stderr.count("KeyError: 'a mistake'") == 2 and 'nobody caught this' in done.stderr.splitlines()[-1]
 
 
 class TestStorageError:
