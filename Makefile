@@ -45,7 +45,7 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 test: lint types  ## lint and types gate the tests
-	$(RUN) pytest -n 2 --dist loadfile
+	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: venv  ## METHODS.md is generated from the catalog
 	$(RUN) entropy_jax.catalog > METHODS.md

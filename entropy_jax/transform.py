@@ -193,13 +193,14 @@ class Method:
     notes = tuple(functools.partial(note, hyper=full) for note in self.notes)
     lifted = Transform(self.room, name, stats, lambda batch: {}, *combine(self, call), notes)
     if self.init is not None and self.remember is not None:
-      lifted = _remembering(lifted, self.init(**{k: full[k] for k in _keywords(self.init)}), functools.partial(call, self.remember))
+      init = functools.partial(self.init, **{k: full[k] for k in _keywords(self.init)})
+      lifted = _remembering(lifted, init, functools.partial(call, self.remember))
     if self.controller is None:
       return lifted
     return controlled(lifted, self.controller(**{k: full[k] for k in _keywords(self.controller)}))
 
 
-def _remembering(lifted: Transform, initial: PyTree, remember: Callable[[TokenBatch, Planned], Any]) -> Transform:
+def _remembering(lifted: Transform, init: Callable[[], PyTree], remember: Callable[[TokenBatch, Planned], Any]) -> Transform:
   """The transform with a state: what it remembers of earlier updates stands for the values that its functions read by name."""
 
   def plan(state: PyTree, batch: TokenBatch) -> tuple[Planned, PyTree, Metrics]:
@@ -207,7 +208,7 @@ def _remembering(lifted: Transform, initial: PyTree, remember: Callable[[TokenBa
     planned, _, more = lifted.plan(values, batch)
     return planned, new, {**metrics, **more}
 
-  return lifted._replace(init=lambda batch: jax.tree.map(jnp.asarray, initial), plan=plan)
+  return lifted._replace(init=lambda batch: jax.tree.map(jnp.asarray, init()), plan=plan)
 
 
 # In the rooms' plans `state` is what the method remembers: values by name, empty for most.

@@ -1,6 +1,7 @@
 """Reading and changing configs as plain data, and the draws that mistakes are made of."""
 
 import copy
+import inspect
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,11 +14,17 @@ Path = Sequence[str | int]
 # (key, value, what the refusal may say is allowed, arguments, config file or None): see `fuzz.Case`.
 Mutation = tuple[str, str, tuple[str, ...], tuple[str, ...], Mapping[str, Any] | None]
 FILE = ('--config=FILE',)
-REQUIRED: dict[str, dict[str, Any]] = {  # hyper-parameters without a default
-  'soft_overlong': {'max_length': 8.0, 'buffer': 4.0},
-  'adaptive_kl': {'target': 0.1, 'horizon': 100.0},
-  'off_policy_sequence_mask': {'threshold': 0.1},
-}
+def _required() -> dict[str, dict[str, Any]]:
+  """The hyper-parameters without a default, with the values of the catalog's examples."""
+  found = {}
+  for name, entry in catalog.CATALOG.items():
+    missing = [key for key, default in entry.factory.defaults().items() if default is inspect.Parameter.empty]
+    if missing:
+      found[name] = {key: entry.example[key] for key in missing}
+  return found
+
+
+REQUIRED = _required()
 
 
 def replaced(config: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:

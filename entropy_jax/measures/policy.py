@@ -5,7 +5,7 @@ estimated from log-probabilities alone, and read as a number of choices. Every m
 import jax
 import jax.numpy as jnp
 
-from entropy_jax.ops import categorical, masked
+from entropy_jax.ops import masked, vocabulary
 from entropy_jax.types import Ratio, VocabStat
 
 
@@ -127,6 +127,7 @@ def effective_number(entropy: jax.Array) -> jax.Array:
   Returns:
     float32, in [1, V].
 
+  >>> from entropy_jax.ops import categorical
   >>> round(float(effective_number(categorical.entropy(jnp.zeros(32)))), 4)
   32.0
   """
@@ -147,13 +148,7 @@ def inverse_simpson(logits_xV: jax.Array) -> jax.Array:
   >>> round(float(inverse_simpson(jnp.log(jnp.array([.5, .3, .2])))), 6)     # 1 / (.25 + .09 + .04)
   2.631579
   """
-  return 1.0 / collision_probability(logits_xV)
-
-
-def collision_probability(logits_xV: jax.Array) -> jax.Array:
-  """sum_j p_j^2, [...], in [1 / V, 1]: the mean probability of the token that will be sampled."""
-  p_xV = jnp.exp(categorical.log_probs(logits_xV))
-  return categorical.weighted_sum(p_xV, p_xV)
+  return 1.0 / vocabulary.collision_probability(logits_xV)
 
 
 # Asked of the scoring pass where the whole vocabulary row is at hand; `._replace(of='behaviour')` for the policy that sampled.

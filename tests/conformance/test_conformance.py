@@ -105,7 +105,7 @@ def in_slices(objective: Objective, planned: PyTree, batch: TokenBatch, num_slic
 def splitter(late: str) -> Callable[..., Any]:
   """The slices of a chain given as JSON without rewards and advantages: these are settled before, so many cases share the rest."""
   objective = catalog.build(json.loads(late))
-  return jax.jit(lambda planned, batch: {n: in_slices(objective, planned, batch, n) for n in (2, 4, 8)}, compiler_options=FAST_COMPILE)
+  return jax.jit(lambda planned, batch: {n: in_slices(objective, planned, batch, n) for n in (2, 8)}, compiler_options=FAST_COMPILE)
 
 
 def on_devices(state: PyTree, batch: TokenBatch) -> tuple[PyTree, TokenBatch]:

@@ -10,8 +10,11 @@ import sys
 
 import pytest
 
+from configs import chaos as chaos_config
 from entropy_jax.chaos import kills
 from entropy_jax.training.writers import read_rows
+from entropy_jax.types import UserError
+from experiments import chaos
 from tests.experiments.conftest import ROOT, environment
 
 
@@ -70,18 +73,20 @@ class TestMatrix:
 
 class TestMistakes:
   @pytest.mark.parametrize(
-    ('override', 'sentence'),
+    ('key', 'value', 'sentence'),
     [
-      ('--config.trials=R1,R16', "'R16' is none of R1, R2, R3"),
-      ('--config.victim.name=entropy_mechanisms', 'there is no experiments/entropy_mechanisms.py'),
-      ('--config.layouts.methods=kl_covv', "Did you mean 'kl_cov'"),
-      ('--config.kills.number=0', 'kills.number=0'),
+      ('trials', 'R1,R16', "'R16' is none of R1, R2, R3"),
+      ('victim.name', 'entropy_mechanisms', 'there is no experiments/entropy_mechanisms.py'),
+      ('layouts.methods', 'kl_covv', "Did you mean 'kl_cov'"),
+      ('kills.number', 0, 'kills.number=0'),
     ],
   )
-  def test_one_sentence_before_anything_runs(self, tmp_path, override, sentence):
-    done = run(tmp_path / 'run', override)
-    assert done.returncode == 2 and sentence in done.stderr and 'Traceback' not in done.stderr
-    assert not (tmp_path / 'run' / 'undisturbed').exists()
+  def test_one_sentence_before_anything_runs(self, tmp_path, key, value, sentence):
+    config = chaos_config.get_config('tiny')
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError) as raised:
+      chaos.main(config, tmp_path)
+    assert sentence in str(raised.value) and '\n' not in str(raised.value) and not list(tmp_path.iterdir())
 
 
 def test_a_row_that_is_not_as_asked_ends_with_1(tmp_path):

@@ -155,8 +155,3 @@ class TestInverseSimpson:
     stat = policy.inverse_simpson_stat
     assert (stat.name, stat.of) == ('inverse_simpson', 'current')
     assert stat.fn(jnp.zeros((2, 3, 8), jnp.bfloat16)).shape == (2, 3)
-
-
-class TestCollisionProbability:
-  def test_by_hand(self):
-    assert float(policy.collision_probability(jnp.log(jnp.array([0.5, 0.3, 0.2])))) == pytest.approx(0.38)  # .25 + .09 + .04

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from entropy_jax.measures import policy, renyi
-from entropy_jax.ops import categorical
+from entropy_jax.ops import categorical, vocabulary
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
 Z = np.random.default_rng(0).normal(0, 1.5, (6, 5)).astype(np.float32)
@@ -28,7 +28,7 @@ class TestExpectedSquaredScore:
   def test_is_exact_for_a_nearly_certain_row(self):
     # 1 - p^2 - (1 - p)^2 = 2 (1 - p) p with 1 - p = e^-20: about 4.122e-9, where 1 - sum p^2 in float32 is 0
     z = jnp.array([20.0, 0.0])
-    assert float(1 - policy.collision_probability(z)) == 0.0
+    assert float(1 - vocabulary.collision_probability(z)) == 0.0
     q = np.exp(-20.0) / (1 + np.exp(-20.0))
     np.testing.assert_allclose(renyi.expected_squared_score(z), 2 * q * (1 - q), rtol=1e-5)
 

@@ -46,15 +46,13 @@ class TestLedger:
     assert not any(name.startswith('ledger/') for name in plain)
     assert {name for name in metrics if not name.startswith('ledger/')} == set(plain)
 
-  @pytest.mark.parametrize('name', ['momentum', 'adamw', 'clipped', 'lion'])
+  @pytest.mark.parametrize('name', ['adamw', 'clipped'])
   def test_parts_sum_to_the_prediction(self, composed, name):
     rules = {
-      'momentum': optax.sgd(1.0, momentum=0.9),
       'adamw': optax.adamw(0.03, weight_decay=0.1),
       'clipped': optax.chain(optax.clip_by_global_norm(1e-3), optax.adam(optax.linear_schedule(0.05, 0.01, 4))),
-      'lion': optax.lion(0.003),
     }
-    _, metrics = learn(composed, rules[name], num_epochs=3, ledger=True)
+    _, metrics = learn(composed, rules[name], num_epochs=2, ledger=True)
     found = {key.removeprefix('ledger/'): value for key, value in metrics.items() if key.startswith('ledger/')}
     # Where parts of opposite signs are much larger than their sum, rounding is relative to the parts.
     scale = max(abs(found['predicted']), 0.1 * sum(abs(found[f'surrogate_{q}']) for q in QUADRANTS))
@@ -121,9 +119,8 @@ class TestLedger:
     _, metrics = learn(setting, ledger=True)
     assert metrics['update/rejected'] == 1 and abs(metrics['ledger/measured']) < 1e-6  # two ways to add the same numbers up
 
-  @pytest.mark.parametrize('name', ['sgd', 'adam'])
-  def test_prediction_follows_the_measured_change_on_fork_tokens(self, name):
-    tx = {'sgd': optax.sgd(20.0), 'adam': optax.adam(0.05)}[name]
+  def test_prediction_follows_the_measured_change_on_fork_tokens(self):
+    tx = optax.adam(0.05)
     task = functools.partial(fork_tokens.make, num_prompts=8, vocab_size=16)
     how = {'objective': catalog.build(SPEC), 'tx': tx, 'num_steps': 40, 'group_size': 8, 'num_epochs': 2, 'ledger': True}
     curves = jax.jit(lambda key: scanned.run(task, key, **how))(jax.random.key(0))

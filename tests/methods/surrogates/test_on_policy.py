@@ -41,9 +41,10 @@ EXTREME = {
 
 def gradient(*transforms, aggregate='sequence_mean_token_mean'):
   chain = objective.chain(*transforms, aggregate=aggregate)
+  old_stats = {stat.name: jnp.full((B, T), 0.2) for stat in chain.stats}
 
   def loss(logp):
-    batch = BATCH.replace(logp_BxT=logp)
+    batch = BATCH.replace(logp_BxT=logp, old_stats=old_stats)
     planned, _, _ = chain.plan(chain.init(batch), batch)
     return chain.loss(planned, batch).compute()
 
