@@ -4,9 +4,9 @@ import os
 import pathlib
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Level 0 of the compiler's optimisation: programs here are compiled once and run for milliseconds, and compiling is most of the suite.
+# Level 1 of the compiler's optimisation: programs here are compiled once and run for milliseconds, and compiling is most of the suite.
 os.environ['XLA_FLAGS'] = ' '.join(
-  [os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8', '--xla_backend_optimization_level=0']
+  [os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8', '--xla_backend_optimization_level=1']
 ).strip()
 
 import jax
