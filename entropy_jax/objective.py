@@ -22,6 +22,7 @@ from entropy_jax import transform
 from entropy_jax.ops import masked
 from entropy_jax.ops.aggregation import AGGREGATIONS, Aggregate
 from entropy_jax.types import (
+  SURROGATE,
   Metrics,
   Planned,
   PyTree,
@@ -37,7 +38,6 @@ from entropy_jax.types import (
 )
 
 DIFFERENTIABLE = ('logp_BxT', 'entropy_BxT', 'stats')
-SURROGATE = 'surrogate'  # the first key of `Objective.parts`
 PREPARED_ROOMS = (Room.REWARD, Room.ADVANTAGE)
 
 

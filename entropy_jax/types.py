@@ -122,6 +122,7 @@ class Terms(struct.PyTreeNode):
   penalty_BxT: jax.Array  # added to by regularizers, minimised
 
 
+SURROGATE = 'surrogate'  # what the loss terms call the surrogate; regularizers go by their names
 Planned = dict[str, Any]  # name -> array, or a nested dict of them
 
 

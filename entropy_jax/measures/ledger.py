@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from entropy_jax.ops import masked
-from entropy_jax.types import Metrics
+from entropy_jax.types import SURROGATE, Metrics
 
-SURROGATE = 'surrogate'
 # (advantage is not negative, discriminator is not negative) -> the quadrant's name, and what the theory says it does to entropy.
 QUADRANTS = {
   'rewarded_likely': (True, True),  # falls: the policy grows surer of what it does anyway

@@ -15,12 +15,12 @@ import optax
 from entropy_jax.measures import dynamics
 from entropy_jax.measures import ledger as measure
 from entropy_jax.models.policy import Policy
-from entropy_jax.objective import SURROGATE, Objective
+from entropy_jax.objective import Objective
 from entropy_jax.ops import masked, ratios
 from entropy_jax.parallel.split import WHOLE, Split
 from entropy_jax.rollout import score as scoring
 from entropy_jax.training.state import TrainState
-from entropy_jax.types import Metrics, Params, Planned, PyTree, Ratio, TokenBatch, VocabStat, take_rows
+from entropy_jax.types import SURROGATE, Metrics, Params, Planned, PyTree, Ratio, TokenBatch, VocabStat, take_rows
 
 LARGEST_RATE = 10.0  # of an element, in units of the rate that its tensor's typical gradient would get
 

@@ -1,6 +1,7 @@
 """EPO: an entropy bonus for multi-turn agents with a band around the past entropy of each turn, as released and made to act."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -209,38 +210,20 @@ def _check_band(*, low: float, high: float, max_turns: int, updates_per_epoch: i
       raise UserError(f'epo: {key}={value!r} is not a whole number; give one of at least 1.')
 
 
-epo = transform.regularizer(
-  'epo',
-  epo_penalty,
-  init=epo_init,
-  remember=epo_remember,
-  check=_check_band,
-  coef='[0, inf)',
-  smoothing='[0, inf)',
-  alpha='[0, inf)',
-  low='[0, inf)',
-  high='[0, inf]',
-  mode=MODES,
-  max_turns='[1, inf)',
-  memory='(0, 1]',
-  epochs='(0, inf)',
-  updates_per_epoch='[1, inf)',
-  first_turn='[0, inf)',
-)
-epo_smooth = transform.regularizer(
-  'epo_smooth',
-  epo_smooth_penalty,
-  init=epo_init,
-  remember=epo_remember,
-  check=_check_band,
-  coef='[0, inf)',
-  smoothing='[0, inf)',
-  low='[0, inf)',
-  high='[0, inf]',
-  mode=MODES,
-  max_turns='[1, inf)',
-  memory='(0, 1]',
-  epochs='(0, inf)',
-  updates_per_epoch='[1, inf)',
-  first_turn='[0, inf)',
-)
+_SHARED: dict[str, Any] = {
+  'init': epo_init,
+  'remember': epo_remember,
+  'check': _check_band,
+  'coef': '[0, inf)',
+  'smoothing': '[0, inf)',
+  'low': '[0, inf)',
+  'high': '[0, inf]',
+  'mode': MODES,
+  'max_turns': '[1, inf)',
+  'memory': '(0, 1]',
+  'epochs': '(0, inf)',
+  'updates_per_epoch': '[1, inf)',
+  'first_turn': '[0, inf)',
+}
+epo = transform.regularizer('epo', epo_penalty, alpha='[0, inf)', **_SHARED)
+epo_smooth = transform.regularizer('epo_smooth', epo_smooth_penalty, **_SHARED)
