@@ -198,13 +198,13 @@ def check(config: Mapping[str, Any], table: Mapping[str, str]) -> None:
       raise UserError(f'{CONFIG}: {group} is missing; give at least one part, as {{name: {{...}}}}.')
 
 
-def check_divides(key: str, parts: int, whole: int, unit: str) -> None:
-  """Refuses a number of parts that the whole does not have."""
-  if whole % parts:
+def check_divides(key: str, parts: int, whole: int, unit: str, *, owner: str = f'{CONFIG}: ') -> None:
+  """Refuses a number of parts that the whole does not have; `owner` starts the sentence."""
+  if parts < 1 or whole % parts:
     small = [n for n in range(1, math.isqrt(whole) + 1) if whole % n == 0]
     divisors = sorted({*small, *(whole // n for n in small)}, key=lambda n: abs(n - parts))[:12]
     fitting = ', '.join(map(str, sorted(divisors)))
-    raise UserError(f'{CONFIG}: {key}={parts} does not divide the batch of {whole} {unit}; use one of {fitting}.')
+    raise UserError(f'{owner}{key}={parts} does not divide the batch of {whole} {unit}; use one of {fitting}.')
 
 
 def check_launch(config: Mapping[str, Any]) -> None:

@@ -20,15 +20,9 @@ from entropy_jax.ops import covariance, masked
 from entropy_jax.parallel.split import WHOLE, Split
 from entropy_jax.rollout import score as scoring
 from entropy_jax.training import ledger as ledgers
+from entropy_jax.training.ranges import check_divides
 from entropy_jax.training.state import TrainState
-from entropy_jax.types import Metrics, Params, Planned, PyTree, Ratio, TokenBatch, UserError, take_rows
-
-
-def check_divisible(key: str, whole: int, parts: int, unit: str) -> None:
-  """Refuses a batch that cannot be split evenly, before anything compiles."""
-  if parts < 1 or whole % parts:
-    divisors = ', '.join(str(d) for d in range(1, whole + 1) if whole % d == 0)
-    raise UserError(f'{key}={parts} does not divide the batch of {whole} {unit}; use one of {divisors}.')
+from entropy_jax.types import Metrics, Params, Planned, PyTree, Ratio, TokenBatch, take_rows
 
 
 def _policy_metrics(batch: TokenBatch) -> Metrics:
@@ -75,7 +69,7 @@ def update(
     `update/rejected` is 1 instead of 0. With the ledger, `ledger/*` as `training.ledger.entries` names them.
   """
   num_sequences, num_tokens = batch.mask_BxT.shape
-  check_divisible('num_slices', num_sequences // split.num_parts, num_slices, 'sequences')
+  check_divides('num_slices', num_slices, num_sequences // split.num_parts, 'sequences', owner='')
   size = num_sequences // split.num_parts // num_slices
   own = split.own(batch, num_sequences)
 
@@ -178,9 +172,9 @@ def learn(
   key = batch.key
   batch = split.gather(batch.replace(key=None)).replace(key=key)
   num_sequences = batch.mask_BxT.shape[0]
-  check_divisible('num_minibatches', num_sequences, num_minibatches, 'sequences')
+  check_divides('num_minibatches', num_minibatches, num_sequences, 'sequences', owner='')
   size = num_sequences // num_minibatches
-  check_divisible('num_devices', size, split.num_parts, 'sequences of a minibatch')
+  check_divides('num_devices', split.num_parts, size, 'sequences of a minibatch', owner='')
   if batch.sequence_B is None:
     batch = batch.replace(sequence_B=jnp.arange(num_sequences, dtype=jnp.int32))
   batch, objective_state, prepared = objective.prepare(state.objective_state, batch)
