@@ -23,7 +23,9 @@ reproduce: venv  ## the core study: entropy mechanism, with its report
 	$(RUN) experiments.entropy_mechanism --config=configs/entropy_mechanism.py --workdir=$(OUT)/entropy_mechanism
 	@echo "Open $(OUT)/entropy_mechanism/report.html"
 
-reproduce-all: reproduce  ## every default study (one so far)
+reproduce-all: reproduce  ## every default study
+	$(RUN) experiments.interventions --config=configs/interventions.py --workdir=$(OUT)/interventions
+	@echo "Open $(OUT)/interventions/report.html"
 
 # Several processes at a time: on processors, and with the compiler's level 1, which compiles faster.
 CHAOS := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=1 $(RUN) experiments.chaos
@@ -48,7 +50,7 @@ test: lint types  ## lint and types gate the tests
 	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: venv  ## METHODS.md is generated from the catalog
-	$(RUN) entropy_jax.catalog > METHODS.md
+	$(RUN) entropy_jax.document > METHODS.md
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache $(OUT)

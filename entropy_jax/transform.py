@@ -36,8 +36,18 @@ def nearest(name: str, allowed: Sequence[str]) -> str:
   return f' Did you mean {close[0]!r}?' if close else ''
 
 
+def is_traced(value: Any) -> bool:
+  """Whether a hyper-parameter is a value of a program that is being traced: nobody can hold it against a range before it runs."""
+  return isinstance(value, jax.core.Tracer)
+
+
 def check_range(owner: str, key: str, value: Any, allowed: str) -> None:
-  """Refuses a value outside an interval written as mathematics writes it, '(0, 1]', or outside a set of names, 'a | b'."""
+  """Refuses a value outside an interval written as mathematics writes it, '(0, 1]', or outside a set of names, 'a | b'.
+
+  A traced value passes: a study that runs one program for many settings builds each of them from numbers first, which checks them.
+  """
+  if is_traced(value):
+    return
   if allowed[0] not in '([':
     names = [n.strip() for n in allowed.split('|')]
     if value not in names:
@@ -180,7 +190,7 @@ class Method:
       if default is inspect.Parameter.empty and key not in hyper:
         raise UserError(f'{name}: {key} has no default; give {key}= a value in {self.ranges.get(key, "its range")}.')
     full = {**defaults, **hyper}
-    if self.check is not None:
+    if self.check is not None and not any(map(is_traced, full.values())):
       self.check(**{k: full[k] for k in _keywords(self.check)})
 
     stats = self.stats(**{k: full[k] for k in _keywords(self.stats)}) if callable(self.stats) else self.stats

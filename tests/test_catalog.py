@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from entropy_jax import catalog, presets
-from entropy_jax.catalog import CATALOG, ROOMS, document
+from entropy_jax import catalog, compose, document, presets
+from entropy_jax.catalog import CATALOG, ROOMS
+from entropy_jax.training.tables import ABSENT
 from entropy_jax.transform import Method
 from entropy_jax.types import Room, RunFacts, UserError
 from tests import helpers
@@ -71,7 +72,7 @@ class TestCatalog:
     assert list(lines) == list(CATALOG)
     for name, entry in CATALOG.items():
       assert all(f'`{key} ' in lines[name] for key in entry.factory.defaults())
-      assert len(re.findall(r'(?<!\\)\|', lines[name])) == 6, 'five cells, every other bar escaped'
+      assert len(re.findall(r'(?<!\\)\|', lines[name])) == 7, 'six cells, every other bar escaped'
 
   @pytest.mark.parametrize('name', CATALOG)
   def test_hyper_parameters_have_ranges(self, name: str):
@@ -90,8 +91,20 @@ class TestCatalog:
     assert ('UNCONFIRMED' in text) is not entry.confirmed
 
   def test_prints_methods_md(self):
-    run = subprocess.run([sys.executable, '-m', 'entropy_jax.catalog'], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, '-m', 'entropy_jax.document'], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == (ROOT / 'METHODS.md').read_text()
+
+  @pytest.mark.parametrize('name', CATALOG)
+  def test_lines_run_where_the_document_says(self, name: str):
+    entry = CATALOG[name]
+    spec = compose.parse(document.line(entry))
+    assert any(m['name'] == name and m['kwargs'] == dict(entry.example) for m in spec[entry.room])
+    compose.objective(spec)
+    if entry.factory.reads & ABSENT:
+      with pytest.raises(UserError, match='does not provide'):
+        catalog.check_reads(spec, ABSENT)
+    else:
+      catalog.check_reads(spec, ABSENT)
 
   def test_unconfirmed_methods_say_so(self, monkeypatch: pytest.MonkeyPatch):
     guess = catalog.Entry(CATALOG['grpo'].factory, 'A', 'nobody', confirmed=False)

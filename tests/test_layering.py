@@ -28,6 +28,7 @@ LAYERS = (
   'rollout',
   'parallel',
   'training',
+  'document',
   'analysis',
   'chaos',
 )

@@ -76,6 +76,18 @@ class TestCheckRange:
       transform.check_range('kl', 'estimator', 'k33', 'k1 | k2 | k3')
     assert str(error.value).startswith("kl: estimator='k33' is not one of k1, k2, k3. Did you mean 'k3'?")
 
+  def test_a_traced_value_passes_and_the_others_are_still_checked(self):
+    assert not transform.is_traced(0.5) and not transform.is_traced(jnp.float32(0.5))
+
+    def build(value):
+      assert transform.is_traced(value)
+      transform.check_range('method', 'key', value, '[0, 1]')
+      with pytest.raises(UserError, match=r'method: other=2\.0 is outside'):
+        transform.check_range('method', 'other', 2.0, '[0, 1]')
+      return value
+
+    assert jax.jit(build)(7.0) == 7.0
+
 
 class TestReading:
   """What the positional parameters of a method are bound to, by name."""
@@ -213,6 +225,21 @@ class TestMethod:
     method(scale=3.0, limit=3.0)
     with pytest.raises(UserError, match=r'^scaled: limit=2.5 exceeds scale=2.0\.$'):
       method(limit=2.5)  # against the default of the other
+
+  def test_a_traced_hyper_parameter_gives_the_numbers_of_its_value(self):
+    def check(*, scale):
+      if scale < 0:
+        raise UserError('scaled: negative.')
+
+    method = transform.regularizer('scaled', scaled, check=check, scale='[0, inf)')
+    batch = helpers.token_batch()
+
+    def penalty(scale):
+      return applied(method(scale=scale), batch).penalty_BxT
+
+    np.testing.assert_allclose(jax.jit(penalty)(0.3), penalty(0.3), rtol=1e-6)
+    with pytest.raises(UserError, match=r'scale=-1\.0 is outside'):
+      penalty(-1.0)
 
   def test_reads_the_fields_that_it_names(self):
     def plan(old_logp_BxT, mask_BxT):

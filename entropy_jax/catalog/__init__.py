@@ -1,7 +1,6 @@
 """The table of every method of the objective: what it is, where it stands, where it comes from; and objectives from named data.
 
-One file a room holds its rows. `build` turns a plain dict, as a config holds it, into an `Objective`. `python -m entropy_jax.catalog`
-prints METHODS.md.
+One file a room holds its rows. `build` turns a plain dict, as a config holds it, into an `Objective`.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -9,6 +9,7 @@ keeps elsewhere is indifference, which is why both are reported.
 import jax
 import jax.numpy as jnp
 
+from entropy_jax.data import tabular_task
 from entropy_jax.data.tabular_task import TabularTask
 from entropy_jax.ops import categorical
 
@@ -48,6 +49,15 @@ def make(
     good_MxT = jnp.sum(p_MxTxV, axis=-1, where=good_MxTxV)
     return jnp.prod(jnp.where(is_fork_T[None, :], good_MxT, 1.0), axis=1)
 
+  def annotate(tokens_BxT: jax.Array) -> dict[str, jax.Array]:
+    """The answer is what stands at the forks, each token is a step of its own, and each fork is a strategic phrase."""
+    number_T = jnp.where(is_fork_T, jnp.cumsum(is_fork_T), 0).astype(jnp.int32)
+    return {
+      'answer_B': tabular_task.string_id(tokens_BxT[:, jnp.asarray(FORKS)], vocab_size),
+      'segment_BxT': jnp.broadcast_to(jnp.arange(num_tokens, dtype=jnp.int32), tokens_BxT.shape),
+      'planning_BxT': jnp.broadcast_to(number_T, tokens_BxT.shape),
+    }
+
   return TabularTask(
     num_prompts=num_prompts,
     num_tokens=num_tokens,
@@ -59,4 +69,22 @@ def make(
     success=success,
     visits=lambda table_MxTxSxV: jnp.ones(table_MxTxSxV.shape[:3], jnp.float32),
     positions={'fork': is_fork_T, 'settled': ~is_fork_T},
+    annotate=annotate,
   )
+
+
+def diversity(task: TabularTask, table_MxTxSxV: jax.Array) -> dict[str, jax.Array]:
+  """`correct_answer_entropy` (nats), the mean over prompts of the entropy of the two fork tokens given that the answer is correct, and
+  exact `pass_at_16`."""
+  num_prompts, num_tokens, _, vocab_size = table_MxTxSxV.shape
+  logp_MxTxV = categorical.log_probs(table_MxTxSxV[:, :, 0])
+  first, second = FORKS
+  logp_MxA = (logp_MxTxV[:, first, :, None] + logp_MxTxV[:, second, None, :]).reshape(num_prompts, -1)
+  pair_A = jnp.arange(vocab_size**2)
+  answer_AxT = jnp.zeros((vocab_size**2, num_tokens), jnp.int32)
+  answer_AxT = answer_AxT.at[:, first].set(pair_A // vocab_size).at[:, second].set(pair_A % vocab_size)
+  correct_MxA = jax.vmap(lambda m: task.reward(jnp.full(answer_AxT.shape[:1], m), answer_AxT))(jnp.arange(num_prompts)) > 0
+  return {
+    'correct_answer_entropy': jnp.mean(categorical.entropy(jnp.where(correct_MxA, logp_MxA, -jnp.inf))),
+    'pass_at_16': tabular_task.pass_at(task, table_MxTxSxV, 16),
+  }

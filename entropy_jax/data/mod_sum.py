@@ -8,8 +8,10 @@ as N(0, 1), with a bias U(-2, 2) on the token that completes the target at the l
 import jax
 import jax.numpy as jnp
 
+from entropy_jax.data import tabular_task
 from entropy_jax.data.tabular_task import TabularTask
 from entropy_jax.ops import categorical
+from entropy_jax.types import Phase
 
 
 def make(key: jax.Array, *, num_prompts: int = 32, num_tokens: int = 4, vocab_size: int = 6, bias: float = 2.0) -> TabularTask:
@@ -44,6 +46,18 @@ def make(key: jax.Array, *, num_prompts: int = 32, num_tokens: int = 4, vocab_si
   def success(table_MxTxSxV: jax.Array) -> jax.Array:
     return jnp.take_along_axis(forward(table_MxTxSxV)[1], target_M[:, None], axis=1)[:, 0]
 
+  def annotate(tokens_BxT: jax.Array) -> dict[str, jax.Array]:
+    """The answer is the whole string of digits and each digit is a step of its own; the first two digits are planning, and all but the
+    last, which completes the sum, are thinking."""
+    position_T = jnp.arange(num_tokens, dtype=jnp.int32)
+    whole = lambda value_T: jnp.broadcast_to(value_T.astype(jnp.int32), tokens_BxT.shape)
+    return {
+      'answer_B': tabular_task.string_id(tokens_BxT, vocab_size),
+      'segment_BxT': whole(position_T),
+      'planning_BxT': whole(position_T < 2),
+      'phase_BxT': whole(jnp.where(position_T < num_tokens - 1, Phase.THINK, Phase.ANSWER)),
+    }
+
   return TabularTask(
     num_prompts=num_prompts,
     num_tokens=num_tokens,
@@ -55,6 +69,7 @@ def make(key: jax.Array, *, num_prompts: int = 32, num_tokens: int = 4, vocab_si
     success=success,
     visits=lambda table_MxTxSxV: forward(table_MxTxSxV)[0],
     positions={},
+    annotate=annotate,
   )
 
 
@@ -78,5 +93,5 @@ def diversity(task: TabularTask, table_MxTxSxV: jax.Array) -> dict[str, jax.Arra
   """`correct_answer_entropy` (nats) and exact `pass_at_16` = mean over prompts of 1 - (1 - success)^16."""
   return {
     'correct_answer_entropy': correct_answer_entropy(task, table_MxTxSxV),
-    'pass_at_16': jnp.mean(1.0 - (1.0 - task.success(table_MxTxSxV)) ** 16),
+    'pass_at_16': tabular_task.pass_at(task, table_MxTxSxV, 16),
   }

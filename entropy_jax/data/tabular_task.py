@@ -24,6 +24,7 @@ class TabularTask(NamedTuple):
     success: table -> exact success probability of every prompt, [M].
     visits: table -> probability that position t is in state s, [M, T, S]; sums to 1 over S.
     positions: name -> bool [T], classes of positions whose entropy is reported apart.
+    annotate: tokens_BxT -> fields of TokenBatch that say what the tokens mean (`answer_B`, `segment_BxT`, `planning_BxT`, `phase_BxT`).
   """
 
   num_prompts: int
@@ -36,6 +37,22 @@ class TabularTask(NamedTuple):
   success: Callable[[jax.Array], jax.Array]
   visits: Callable[[jax.Array], jax.Array]
   positions: dict[str, jax.Array]
+  annotate: Callable[[jax.Array], dict[str, jax.Array]] = lambda tokens_BxT: {}
+
+
+def pass_at(task: TabularTask, table_MxTxSxV: jax.Array, num_samples: int) -> jax.Array:
+  """Exact pass@k, mean over prompts of 1 - (1 - success)^k."""
+  return jnp.mean(1.0 - (1.0 - task.success(table_MxTxSxV)) ** num_samples)
+
+
+def string_id(tokens_BxT: jax.Array, vocab_size: int) -> jax.Array:
+  """The number that the tokens are in base V, int32 [B]: equal where all tokens are equal.
+
+  >>> string_id(jnp.array([[1, 2], [0, 2]]), 10).tolist()
+  [12, 2]
+  """
+  weight_T = vocab_size ** jnp.arange(tokens_BxT.shape[1] - 1, -1, -1)
+  return jnp.sum(tokens_BxT * weight_T[None, :], axis=1).astype(jnp.int32)
 
 
 def expected(task: TabularTask, table_MxTxSxV: jax.Array, value_MxTxS: jax.Array) -> dict[str, jax.Array]:

@@ -7,6 +7,8 @@ A table maps the dotted path of a key, or of a group, to what is allowed there; 
     'pmap | fsdp'         one of the names                            'objective'   a group that `catalog.build` takes
     'folder'              a folder that is there or can be made       'decoder'     a group of fields of DecoderConfig
     'steps'               '' or 'FIRST-LAST'                          'processes'   what `parallel.processes.parse` takes
+    'numbers [0, 1)'      a list of at least one number in the interval, none of them twice
+    'settings'            a list of at least one group of numbers, all with the same names
     '... or None'         or None, for off
 
 A config is right when every one of its keys has one row, every row without a `*` has its key, and every value is allowed.
@@ -116,6 +118,26 @@ def _decoder(key: str, value: Any) -> None:
     check_value(f'{key}.{name}', item, DECODER[name])
 
 
+def _settings(key: str, value: Any) -> None:
+  if not isinstance(value, list | tuple) or not value or not all(isinstance(item, Mapping) for item in value):
+    raise UserError(f'{CONFIG}: {key}={value!r:.80} is no list of settings; give at least one, such as [{{"coef": 0.1}}].')
+  for i, item in enumerate(value):
+    if item.keys() != value[0].keys():
+      names = f'the names {sorted(item)}, and the first setting {sorted(value[0])}'
+      raise UserError(f'{CONFIG}: {key}[{i}] has {names}; name the same ones in all.')
+    for name, number in item.items():
+      check_range(CONFIG, f'{key}[{i}].{name}', number, '[-inf, inf]')
+
+
+def _numbers(key: str, value: Any, interval: str) -> None:
+  if not isinstance(value, list | tuple) or not value:
+    raise UserError(f'{CONFIG}: {key}={value!r} is no list of numbers; give at least one in {interval}.')
+  for i, number in enumerate(value):
+    check_range(CONFIG, f'{key}[{i}]', number, interval)
+  if len(set(value)) < len(value):
+    raise UserError(f'{CONFIG}: {key}={value!r} has a number twice; give each once.')
+
+
 KINDS: dict[str, Callable[[str, Any], None]] = {
   'bool': _bool,
   'text': _text,
@@ -124,6 +146,7 @@ KINDS: dict[str, Callable[[str, Any], None]] = {
   'decoder': _decoder,
   'steps': _steps,
   'processes': lambda key, value: processes.check(value),
+  'settings': _settings,
 }
 GROUPS = ('objective', 'decoder')  # rows of these stand for everything below them
 
@@ -135,6 +158,9 @@ def check_value(key: str, value: Any, allowed: str) -> None:
     return
   if kind in KINDS:
     KINDS[kind](key, value)
+    return
+  if kind.startswith('numbers '):
+    _numbers(key, value, kind.removeprefix('numbers '))
     return
   interval = kind.removeprefix('int ')
   if interval != kind and (not isinstance(value, int) or isinstance(value, bool)):

@@ -5,6 +5,7 @@ The train step is the same `training.step.learn` that trains a transformer.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,43 @@ from entropy_jax.measures import dynamics
 from entropy_jax.models.policy import Policy
 from entropy_jax.models.tabular import TABLE, tabular_policy
 from entropy_jax.objective import Objective
+from entropy_jax.rollout import score as scoring
 from entropy_jax.rollout.batch import group_prompts, token_batch
 from entropy_jax.rollout.generate import generate
 from entropy_jax.training import state as states
 from entropy_jax.training import step
-from entropy_jax.types import Metrics, PyTree
+from entropy_jax.types import Metrics, PyTree, TokenBatch
 
 Measure = Callable[[TabularTask, jax.Array], Metrics]
+
+
+class Sampler(NamedTuple):
+  """The policy of the moment, as a `Mixer` may use it.
+
+  Attributes:
+    num_prompts: M of the task.
+    sample: (prompt_M, key, temperature) -> group_size responses to each of these prompts; group_B numbers the prompts given, from 0.
+    score: a batch -> the batch whose behaviour is the policy at temperature 1, whatever it was sampled from.
+  """
+
+  num_prompts: int
+  sample: Callable[[jax.Array, jax.Array, jax.Array], TokenBatch]
+  score: Callable[[TokenBatch], TokenBatch]
+
+
+class Mixer(NamedTuple):
+  """What changes the rows of every rollout before its updates, with a state of its own.
+
+  Attributes:
+    init: () -> state.
+    mix: (state, the rollout, Sampler) -> (state, the batch that is learned from, metrics); the batch keeps its shape.
+  """
+
+  init: Callable[[], PyTree]
+  mix: Callable[[PyTree, TokenBatch, Sampler], tuple[PyTree, TokenBatch, Metrics]]
+
+
+NO_MIXER = Mixer(dict, lambda state, batch, sampler: (state, batch, {}))
 
 
 def policy_of(task: TabularTask) -> Policy:
@@ -59,7 +90,7 @@ def entropy_change(task: TabularTask, before: jax.Array, after: jax.Array) -> Me
   }
 
 
-def run(
+def train(
   make_task: Callable[[jax.Array], TabularTask],
   key: jax.Array,
   *,
@@ -70,9 +101,9 @@ def run(
   num_epochs: int = 1,
   num_minibatches: int = 1,
   ledger: bool = False,
-  measures: tuple[Measure, ...] = (),
-) -> Metrics:
-  """Trains one seed and returns its curves.
+  mixer: Mixer = NO_MIXER,
+) -> tuple[Metrics, jax.Array]:
+  """Trains one seed; what is measured of it exactly is left to `measure`.
 
   Args:
     make_task: key -> task.
@@ -82,35 +113,73 @@ def run(
     group_size: G.
     num_epochs, num_minibatches: updates per rollout are their product.
     ledger: whether each update accounts for its entropy change.
-    measures: further exact measures (task, table) -> dict.
+    mixer: what changes the rows of every rollout.
 
   Returns:
-    name -> [num_steps + 1] for `exact/success` and `exact/entropy_*` (before every rollout and after the last); name -> [num_steps] for
-    everything that belongs to a step.
+    (name -> [num_steps] of what belongs to a step, the tables before every rollout and after the last, [num_steps + 1, M, T, S, V]).
   """
   task_key, root = jax.random.split(key)
   task = make_task(task_key)
   policy = policy_of(task)
-  prompt_tokens, group = group_prompts(jnp.arange(task.num_prompts)[:, None], group_size)
+  every_prompt = jnp.arange(task.num_prompts)
 
-  def rollout(params: PyTree, key: jax.Array) -> PyTree:
-    sampled = generate(policy, params, prompt_tokens, jnp.ones_like(prompt_tokens, bool), key, num_tokens=task.num_tokens)
+  def rollout(params: PyTree, key: jax.Array, prompt_M: jax.Array = every_prompt, temperature: float | jax.Array = 1.0) -> TokenBatch:
+    prompt_tokens, group = group_prompts(prompt_M[:, None], group_size)
+    mask = jnp.ones_like(prompt_tokens, bool)
+    sampled = generate(policy, params, prompt_tokens, mask, key, num_tokens=task.num_tokens, temperature=temperature)
     reward_B = task.reward(prompt_tokens[:, 0], sampled.tokens_BxT)
-    return token_batch(prompt_tokens, jnp.ones_like(prompt_tokens, bool), sampled, group, reward_B, jax.random.fold_in(key, 1))
+    batch = token_batch(prompt_tokens, mask, sampled, group, reward_B, jax.random.fold_in(key, 1))
+    return batch.replace(**task.annotate(sampled.tokens_BxT))
 
-  def one(state: states.TrainState, index: jax.Array) -> tuple[states.TrainState, tuple[jax.Array, Metrics]]:
-    before = state.params[TABLE]
-    batch = rollout(state.params, jax.random.fold_in(root, index))
+  def score(params: PyTree, batch: TokenBatch) -> TokenBatch:
+    scores = scoring.score(policy, params, batch.tokens_BxN, batch.token_mask_BxN, task.num_tokens)
+    return batch.replace(old_logp_BxT=scores.logp_BxT, old_entropy_BxT=scores.entropy_BxT)
+
+  Carry = tuple[states.TrainState, PyTree]
+
+  def one(carry: Carry, index: jax.Array) -> tuple[Carry, tuple[jax.Array, Metrics]]:
+    state, held = carry
+    params, before = state.params, state.params[TABLE]
+    batch = rollout(params, jax.random.fold_in(root, index))
+    reward = jnp.mean(batch.reward_B)
+    sampler = Sampler(
+      task.num_prompts, lambda prompt_M, key, temperature: rollout(params, key, prompt_M, temperature), lambda batch: score(params, batch)
+    )
+    held, batch, mixed = mixer.mix(held, batch, sampler)
     state, metrics = step.learn(
       state, batch, objective=objective, policy=policy, tx=tx, num_epochs=num_epochs, num_minibatches=num_minibatches, ledger=ledger
     )
-    return state, (before, metrics | {'rollout/reward': jnp.mean(batch.reward_B)})
+    return (state, held), (before, metrics | mixed | {'rollout/reward': reward})
 
   params = policy.init(root)
   state = states.create(params, tx, objective, jax.eval_shape(rollout, params, root))
-  state, (tables, per_step) = jax.lax.scan(one, state, jnp.arange(num_steps))
-  # The exact measures follow the scan, one table at a time: compiled once and, unlike the tables, never all held at once.
-  tables = jnp.concatenate([tables, state.params[TABLE][None]])
+  (state, _), (tables, per_step) = jax.lax.scan(one, (state, mixer.init()), jnp.arange(num_steps))
+  return per_step, jnp.concatenate([tables, state.params[TABLE][None]])
+
+
+def measure(
+  make_task: Callable[[jax.Array], TabularTask], key: jax.Array, tables: jax.Array, *, measures: tuple[Measure, ...] = ()
+) -> Metrics:
+  """The exact measures of every table of one seed.
+
+  Args:
+    make_task, key: as in `train`.
+    tables: that it returned.
+    measures: further exact measures (task, table) -> dict.
+
+  Returns:
+    name -> [num_steps + 1] for `exact/success` and `exact/entropy_*` (before every rollout and after the last); name -> [num_steps] for
+    the entropy changes.
+  """
+  task = make_task(jax.random.split(key)[0])
+  # One table at a time: compiled once and never all held at once.
   exact = jax.lax.map(lambda table: _exact(task, table, measures), tables)
-  change = jax.lax.map(lambda pair: entropy_change(task, *pair), (tables[:-1], tables[1:]))
-  return per_step | change | exact
+  return exact | jax.lax.map(lambda pair: entropy_change(task, *pair), (tables[:-1], tables[1:]))
+
+
+def run(
+  make_task: Callable[[jax.Array], TabularTask], key: jax.Array, *, measures: tuple[Measure, ...] = (), **how: Any
+) -> Metrics:
+  """Trains one seed and returns its curves: `train` with these settings, and `measure`."""
+  per_step, tables = train(make_task, key, **how)
+  return per_step | measure(make_task, key, tables, measures=measures)

@@ -52,3 +52,28 @@ class TestForkTokens:
     # Two of six positions are forks.
     np.testing.assert_allclose(entropy['all'], (2 * entropy['fork'] + 4 * entropy['settled']) / 6, rtol=1e-5)
     assert np.all(entropy['fork'] > entropy['settled'] + 1)
+
+  def test_annotations_say_what_the_tokens_mean(self):
+    task = fork_tokens.make(jax.random.key(0), **SMALL)
+    found = task.annotate(jnp.asarray([[1, 0, 0, 2], [1, 2, 2, 2], [2, 0, 0, 1]], jnp.int32))
+    assert found['answer_B'].tolist() == [5, 5, 7]  # 1 * 3 + 2, whatever is between; 2 * 3 + 1
+    assert found['segment_BxT'].tolist() == [[0, 1, 2, 3]] * 3
+    assert found['planning_BxT'].tolist() == [[1, 0, 0, 2]] * 3  # two strategic phrases, at positions 0 and 3
+
+
+class TestDiversity:
+  def test_is_that_of_enumeration(self):
+    task = fork_tokens.make(jax.random.key(3), **SMALL)
+    found = jax.jit(lambda table: fork_tokens.diversity(task, table))(task.table_MxTxSxV)
+    p_MxTxV = softmax(np.asarray(task.table_MxTxSxV, np.float64)[:, :, 0])
+    pairs = list(itertools.product(range(3), repeat=2))
+    answers = np.array([[a, 0, 0, b] for a, b in pairs], np.int32)
+    entropy, passes = [], []
+    for prompt in range(2):
+      reward = np.asarray(task.reward(jnp.full(len(answers), prompt), jnp.asarray(answers)))
+      chance = np.array([p_MxTxV[prompt, 0, a] * p_MxTxV[prompt, 3, b] for a, b in pairs]) * reward
+      p = chance[chance > 0] / chance.sum()
+      entropy.append(-np.sum(p * np.log(p)))
+      passes.append(1 - (1 - chance.sum()) ** 16)
+    np.testing.assert_allclose(found['correct_answer_entropy'], np.mean(entropy), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found['pass_at_16'], np.mean(passes), rtol=1e-5)

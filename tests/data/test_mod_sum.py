@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from entropy_jax.data import mod_sum, tabular_task
+from entropy_jax.types import Phase
 
 ANSWERS = np.array(list(itertools.product(range(3), repeat=3)), np.int32)
 
@@ -72,3 +73,11 @@ class TestModSum:
   def test_pass_at_16_of_the_uniform_policy(self, task):
     found = mod_sum.diversity(task, jnp.zeros_like(task.table_MxTxSxV))['pass_at_16']
     np.testing.assert_allclose(found, 1 - (2 / 3) ** 16, rtol=1e-5)
+
+  def test_annotations_say_what_the_tokens_mean(self, task):
+    found = task.annotate(jnp.asarray([[0, 1, 2], [2, 1, 0], [0, 1, 2]], jnp.int32))
+    assert found['answer_B'].tolist() == [5, 21, 5]  # 0 * 9 + 1 * 3 + 2; 2 * 9 + 1 * 3 + 0
+    assert found['segment_BxT'].tolist() == [[0, 1, 2]] * 3
+    assert found['planning_BxT'].tolist() == [[1, 1, 0]] * 3
+    assert found['phase_BxT'].tolist() == [[Phase.THINK, Phase.THINK, Phase.ANSWER]] * 3
+    assert all(value.dtype == jnp.int32 for value in found.values())

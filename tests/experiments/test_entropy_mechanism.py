@@ -16,7 +16,7 @@ import pytest
 from configs.entropy_mechanism import get_config
 from entropy_jax import parallel
 from entropy_jax.analysis import mechanism, runs
-from entropy_jax.training import language
+from entropy_jax.training import countdown, language
 from entropy_jax.training.checkpoints import Checkpoints
 from entropy_jax.types import UserError
 from experiments import entropy_mechanism
@@ -134,10 +134,10 @@ class TestValidate:
       entropy_mechanism.validate(config)
 
   def test_what_only_the_data_tells(self, tmp_path):
-    config, read = self.config().countdown, entropy_mechanism.read_problems
-    shape = entropy_mechanism.Countdown.build(config).shape
+    config, read = self.config().countdown, countdown.read_problems
+    shape = countdown.Countdown.build(config, {'': config.objective.to_dict()}).shape
     problems = read(config, shape, tmp_path)
-    assert sum(entropy_mechanism._lengths(problems)) == 24
+    assert sum(countdown.lengths(problems)) == 24
     with pytest.raises(UserError, match=r'model\.max_length=23 is less than the 24 tokens of prompt and response; give at least 24\.'):
       read(config, dataclasses.replace(shape, max_length=23), tmp_path)
     config.warm_start.batch_size = len(problems['train']) + 1
@@ -163,9 +163,9 @@ SMALL = (
 def final_state(workdir: pathlib.Path):
   """The last checkpoint of the reinforcement run."""
   config = get_config('tiny').countdown
-  parts = entropy_mechanism.Countdown.build(config)
+  parts = countdown.Countdown.build(config, {'': config.objective.to_dict()})
   example = language.example_batch(config.num_prompts * config.group_size, 13, 11)
-  template = language.initial_state(parallel.make('jit'), parts.policy, None, jax.random.key(0), parts.tx, parts.objective, example)
+  template = language.initial_state(parallel.make('jit'), parts.policy, None, jax.random.key(0), parts.tx, parts.objectives[''], example)
   checkpoints = Checkpoints(workdir / 'countdown' / 'seed_0' / 'checkpoints')
   step, state, host = checkpoints.restore_latest(template)
   checkpoints.close()

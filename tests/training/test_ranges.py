@@ -135,6 +135,31 @@ class TestKinds:
     with pytest.raises(UserError, match=r'config\.distributed='):
       ranges.check_value('distributed', 'h:1,2,2', 'processes')
 
+  def test_numbers(self):
+    ranges.check_value('targets', (0.3, 1), 'numbers (0, inf)')
+    for value, sentence in {
+      (): r'config: targets=\(\) is no list of numbers; give at least one in \(0, inf\)\.',
+      0.5: r'config: targets=0\.5 is no list of numbers',
+      (0.3, 0.0): r'config: targets\[1\]=0\.0 is outside \(0, inf\)',
+      (0.3, '1'): r"config: targets\[1\]='1' is not a number",
+      (0.3, 0.5, 0.3): 'has a number twice; give each once',
+    }.items():
+      with pytest.raises(UserError, match=sentence):
+        ranges.check_value('targets', value, 'numbers (0, inf)')
+
+  def test_settings(self):
+    for value in ([{}], [{'coef': 0.1}, {'coef': 3}]):
+      ranges.check_value('grid', value, 'settings')
+    for value, sentence in (
+      ([], r'config: grid=\[\] is no list of settings; give at least one'),
+      ({'coef': 0.1}, 'is no list of settings'),
+      ([0.1], r'config: grid=\[0\.1\] is no list of settings'),
+      ([{'coef': 0.1}, {'step': 0.1}], r"config: grid\[1\] has the names \['step'\], and the first setting \['coef'\]; name the same ones"),
+      ([{'coef': 'small'}], r"config: grid\[0\]\.coef='small' is not a number"),
+    ):
+      with pytest.raises(UserError, match=sentence):
+        ranges.check_value('grid', value, 'settings')
+
   def test_folder(self, tmp_path):
     (tmp_path / 'file').touch()
     for value in ('data', 'a/b', str(tmp_path), str(tmp_path / 'new' / 'er')):
