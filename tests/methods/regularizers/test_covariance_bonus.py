@@ -20,9 +20,9 @@ MASK, LOGP, A, H = (np.asarray(x) for x in (BATCH.mask_BxT, BATCH.logp_BxT, BATC
 
 
 @jax.jit
-def weight(logp, advantage, mask):
-  planned, metrics = covariance_bonus.tea_rl_plan(logp, advantage, mask)
-  return covariance_bonus.tea_weight(logp, advantage, mask, **planned), metrics
+def weight(logp, advantage, mask, upper=5.0):
+  planned, metrics = covariance_bonus.tea_rl_plan(logp, advantage, mask, upper=upper)
+  return covariance_bonus.tea_weight(logp, advantage, mask, **planned, upper=upper), metrics
 
 
 def expected_weight(logp, advantage, mask, means=None, scale=10.0, upper=5.0):
@@ -62,10 +62,11 @@ class TestTeaWeight:
     np.testing.assert_allclose(w, [[5.0, 3.333333, 0.666667], [0.847458, 1.525424, 5.0]], rtol=1e-5)
 
   def test_equal_advantages_give_every_token_the_same(self):
-    w, metrics = weight(LOGP, np.full_like(A, 0.7), MASK)
-    each = np.minimum(10 / MASK.sum(axis=1, keepdims=True), 5)
+    # A bound of 4.9: a sequence of two has 10 / 2 = 5 each, and at a bound of 5 the last bit would say whether it is reached.
+    w, metrics = weight(LOGP, np.full_like(A, 0.7), MASK, upper=4.9)
+    each = np.minimum(10 / MASK.sum(axis=1, keepdims=True), 4.9)
     np.testing.assert_allclose(w, np.where(MASK, each, 0), rtol=1e-5)
-    np.testing.assert_allclose(metrics['bounded_fraction'], np.mean((each * MASK)[MASK] >= 5), rtol=1e-5)
+    np.testing.assert_allclose(metrics['bounded_fraction'], np.mean((each * MASK)[MASK] >= 4.9), rtol=1e-5)
 
   def test_against_a_loop(self):
     garbage = np.where(MASK, LOGP, np.nan)
