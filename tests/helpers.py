@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entropy_jax.types import TokenBatch
+from entropy_jax import objective
+from entropy_jax.methods import surrogates
+from entropy_jax.types import Metrics, PyTree, TokenBatch, Transform
 
 GARBAGE = np.array([np.nan, np.inf, -np.inf, 3e38, -7.0], np.float32)
 GARBAGE_INT = np.array([-1, 2**31 - 1, -(2**31), 99, 1], np.int32)
@@ -126,3 +128,24 @@ def permuted(batch: TokenBatch, order_B: np.ndarray) -> TokenBatch:
 def as_bfloat16(batch: TokenBatch) -> TokenBatch:
   """Every float array in bfloat16."""
   return _map(lambda name, x: x.astype(jnp.bfloat16) if x.dtype == np.float32 else x, batch)
+
+
+def entropy_term(regularizer: Transform, batch: TokenBatch, stat: str) -> tuple[PyTree, Callable[..., Any]]:
+  """A regularizer of one vocabulary statistic alone: (initial state, compiled update).
+
+  The update is (state, statistic, mask) -> (loss, its gradient to the statistic, state, metrics), with every advantage 0.
+  """
+  chain = objective.chain(surrogates.reinforce(), regularizer)
+  batch = batch.replace(advantage_BxT=jnp.zeros_like(batch.advantage_BxT))
+
+  @jax.jit
+  def update(state: PyTree, value: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, PyTree, Metrics]:
+    def loss(value: jax.Array) -> tuple[jax.Array, tuple[PyTree, Metrics]]:
+      given = batch.replace(stats={stat: value}, mask_BxT=mask)
+      planned, new, metrics = chain.plan(state, given)
+      return chain.loss(planned, given).compute(), (new, metrics)
+
+    (total, (new, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(value)
+    return total, gradient, new, {k.split('/')[-1]: v for k, v in metrics.items()}
+
+  return chain.init(batch), update

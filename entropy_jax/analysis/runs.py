@@ -1,6 +1,5 @@
 """Run folders as arrays: metrics.jsonl, config.json, environment.json, and all runs of a study."""
 
-import difflib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from entropy_jax.transform import nearest
 from entropy_jax.types import UserError
 
 METRICS = 'metrics.jsonl'
@@ -121,9 +121,7 @@ def stack_runs(runs: Sequence[RunMetrics], name: str) -> tuple[np.ndarray, np.nd
     raise UserError(f'no run was given to read {name} from: give at least one.')
   for index, run in enumerate(runs):
     if name not in run:
-      near = difflib.get_close_matches(name, run, n=1)
-      hint = f'did you mean {near[0]}?' if near else f'it holds {", ".join(sorted(run))}.'
-      raise UserError(f'run {index} holds no metric {name}: {hint}')
+      raise UserError(f'run {index} holds no metric {name}.{nearest(name, sorted(run)) or " It holds " + ", ".join(sorted(run)) + "."}')
   logged = [dict(zip(run['step'].tolist(), run[name].tolist())) for run in runs]
   steps = sorted(step for step in logged[0] if all(step in row for row in logged))
   value_RxN = np.array([[row[step] for step in steps] for row in logged], np.float64).reshape(len(runs), len(steps))

@@ -4,11 +4,11 @@ Sizes are those of the models' released config.json; each preset's parameter cou
 """
 
 import dataclasses
-import difflib
 from typing import Any
 
 from entropy_jax.layers.attention import RopeScaling
 from entropy_jax.models.transformer import DecoderConfig
+from entropy_jax.transform import nearest
 from entropy_jax.types import UserError
 
 _QWEN2_5 = DecoderConfig(
@@ -69,11 +69,9 @@ def preset(name: str, **changes: Any) -> DecoderConfig:
   20
   """
   if name not in PRESETS:
-    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0)[0]
-    raise UserError(f'model preset is {name!r}: choose one of {", ".join(PRESETS)} (the nearest is {near!r}).')
-  fields = {f.name for f in dataclasses.fields(DecoderConfig)}
+    raise UserError(f'model preset is {name!r}: choose one of {", ".join(PRESETS)}.{nearest(name, list(PRESETS))}')
+  fields = [f.name for f in dataclasses.fields(DecoderConfig)]
   for key in changes:
     if key not in fields:
-      near = difflib.get_close_matches(key, fields, n=1, cutoff=0)[0]
-      raise UserError(f'{key} is no field of DecoderConfig: the nearest is {near!r}.')
+      raise UserError(f'{key} is no field of DecoderConfig; they are {", ".join(fields)}.{nearest(key, fields)}')
   return dataclasses.replace(PRESETS[name], **changes)

@@ -6,7 +6,6 @@ at entry, so that it can reach nothing.
 """
 
 import dataclasses
-import difflib
 import functools
 from typing import Any
 
@@ -17,6 +16,7 @@ from flax import struct
 
 from entropy_jax.layers import attention, norms
 from entropy_jax.models.policy import Policy
+from entropy_jax.transform import nearest
 from entropy_jax.types import Params, UserError
 
 _CHOICES = {'positions': ('rotary', 'learned'), 'norm': ('pre', 'post', 'none'), 'dtype': ('float32', 'bfloat16')}
@@ -76,8 +76,7 @@ class DecoderConfig:
     for key, allowed in _CHOICES.items():
       value = getattr(self, key)
       if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0)
-        raise UserError(f'{key} is {value!r}: choose one of {", ".join(allowed)} (the nearest is {near[0]!r}).')
+        raise UserError(f'{key} is {value!r}: choose one of {", ".join(allowed)}.{nearest(str(value), allowed)}')
     for key in ('rope_theta', 'norm_eps'):
       if not getattr(self, key) > 0:
         raise UserError(f'{key} is {getattr(self, key)!r}: give a positive number.')

@@ -7,8 +7,6 @@ tokens), with 0 log 0 = 0. A row that is -inf everywhere is no distribution; it 
 import jax
 import jax.numpy as jnp
 
-from entropy_jax.types import Ratio
-
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
@@ -110,10 +108,3 @@ def kl_divergence(logits_p_xV: jax.Array, logits_q_xV: jax.Array) -> jax.Array:
   logp, logq = log_probs(logits_p_xV), log_probs(logits_q_xV)
   possible = jnp.exp(logp) > 0
   return weighted_sum(jnp.exp(logp), jnp.where(possible, jnp.where(possible, logp, 0.0) - logq, 0.0))
-
-
-def mean_entropy(logits_xV: jax.Array, mask: jax.Array) -> Ratio:
-  """Mean entropy over the valid rows, undivided; masked rows may hold anything."""
-  # Logits are sanitised before the entropy: masking its output alone would leave 0 * NaN in the backward pass.
-  h = entropy(jnp.where(mask[..., None], logits_xV, jnp.zeros((), logits_xV.dtype)))
-  return Ratio(jnp.sum(h, where=mask), jnp.sum(mask, dtype=jnp.float32))

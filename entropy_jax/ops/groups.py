@@ -58,15 +58,6 @@ def min(x_B: jax.Array, group_B: jax.Array) -> jax.Array:
   return _spread(jax.ops.segment_min, x_B, group_B)
 
 
-def leave_one_out_mean(x_B: jax.Array, group_B: jax.Array) -> jax.Array:
-  """Mean of the other members of the group, (sum - x) / (size - 1), and 0 for a group of one, [B].
-
-  >>> leave_one_out_mean(jnp.array([1., 10., 2., 6.]), jnp.array([7, 3, 7, 7])).tolist()
-  [4.0, 0.0, 3.5, 1.5]
-  """
-  return Ratio(sum(x_B, group_B) - x_B, size(group_B) - 1.0).compute()
-
-
 def difficulty(reward_B: jax.Array, group_B: jax.Array, *, threshold: float = 0.5) -> jax.Array:
   """Bucket of the prompt by its accuracy: 0 easy from 2/3, 1 medium from 1/3, 2 hard below, int32 [B]; counted in integers.
 

@@ -116,9 +116,9 @@ class TestStackRuns:
 
   def test_unknown_metric_names_the_nearest(self):
     run = {'step': np.array([0]), 'policy/entropy': np.array([1.0])}
-    with pytest.raises(UserError, match='no metric policy/entrpy: did you mean policy/entropy'):
+    with pytest.raises(UserError, match="no metric policy/entrpy.*Did you mean 'policy/entropy'"):
       runs.stack_runs([run], 'policy/entrpy')
-    with pytest.raises(UserError, match='it holds policy/entropy, step'):
+    with pytest.raises(UserError, match='It holds policy/entropy, step'):
       runs.stack_runs([run], 'zzz')
     with pytest.raises(UserError, match='no run was given'):
       runs.stack_runs([], 'a/x')

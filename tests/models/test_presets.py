@@ -32,7 +32,7 @@ class TestPresets:
     assert 0.5e6 < transformer.num_parameters(presets.preset('study_small')) < 0.8e6
 
   def test_unknown_name(self):
-    with pytest.raises(UserError, match=r"'qwen3_0_6':.*nearest is 'qwen3_0_6b'"):
+    with pytest.raises(UserError, match=r"'qwen3_0_6':.*Did you mean 'qwen3_0_6b'"):
       presets.preset('qwen3_0_6')
 
   def test_unknown_field(self):

@@ -176,18 +176,3 @@ class TestKlDivergence:
     p, q = jnp.array([0.0, 1.0, -jnp.inf]), jnp.array([1.0, 0.0, -jnp.inf])
     grad = jax.grad(categorical.kl_divergence, argnums=1)(p, q)
     np.testing.assert_allclose(grad, rows(q) - rows(p), atol=1e-6)
-
-
-class TestMeanEntropy:
-  def test_over_valid_rows(self):
-    logits = jnp.array([[0.0, 0.0], [0.0, -jnp.inf], [jnp.nan, jnp.inf]])
-    mask = jnp.array([True, True, False])
-    ratio = categorical.mean_entropy(logits, mask)
-    np.testing.assert_allclose(ratio.compute(), np.log(2) / 2, rtol=1e-6)
-    assert float(ratio.den) == 2
-
-  def test_garbage_in_masked_rows_reaches_no_gradient(self):
-    logits = jnp.array([[0.0, 1.0], [jnp.nan, jnp.inf]])
-    grad = jax.jit(jax.grad(lambda z: categorical.mean_entropy(z, jnp.array([True, False])).compute()))(logits)
-    np.testing.assert_allclose(grad[0], categorical.entropy_gradient(logits[0]), atol=1e-6)
-    np.testing.assert_array_equal(grad[1], [0, 0])

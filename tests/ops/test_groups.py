@@ -102,22 +102,6 @@ class TestMin:
     check(groups.min, lambda i: min(members(i)))
 
 
-class TestLeaveOneOutMean:
-  def test_loop(self):
-    check(groups.leave_one_out_mean, lambda i: statistics.fmean(others(i)) if others(i) else 0.0)
-
-  def test_identity(self):
-    # x - mean of the others = G / (G - 1) (x - mean of all), wherever there are others
-    x, group = jnp.array(X), jnp.array(GROUP)
-    size, without, centred = jax.jit(
-      lambda x, g: (groups.size(g), x - groups.leave_one_out_mean(x, g), groups.centred(x, g))
-    )(x, group)
-    size = np.asarray(size)
-    several = size > 1
-    expected = (size[several] / (size[several] - 1)) * np.asarray(centred)[several]
-    np.testing.assert_allclose(np.asarray(without)[several], expected, rtol=1e-5, atol=1e-6)
-
-
 class TestDifficulty:
   def test_boundaries_are_counted_in_integers(self):
     # 2/3 is easy, 1/3 medium, below hard; in float32 the mean of (1, 1, 0) and 2/3 need not agree

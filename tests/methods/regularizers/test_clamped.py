@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entropy_jax import objective
-from entropy_jax.methods import regularizers, surrogates
+from entropy_jax.methods import regularizers
 from entropy_jax.ops import categorical
 from entropy_jax.types import UserError
 from tests import helpers
@@ -18,32 +17,20 @@ pytestmark = pytest.mark.usefixtures('strict_dtypes')
 
 STAT = 'clamped_entropy@0.2'
 BATCH = helpers.token_batch(stats=(STAT,))
-BATCH = BATCH.replace(advantage_BxT=jnp.zeros_like(BATCH.advantage_BxT))
 MASK, ENTROPY = np.asarray(BATCH.mask_BxT), np.asarray(BATCH.stats[STAT])
 CARD = {'adaptive': True, 'coef': 2e-4, 'low': 0.05, 'high': 0.23, 'minimum': 1e-5, 'maximum': 3e-3}
 
 
 @functools.cache
 def aent(**hyper):
-  chain = objective.chain(surrogates.reinforce(), regularizers.aent(**hyper))
-
-  def run(state, entropy, mask):
-    def loss(entropy):
-      batch = BATCH.replace(stats={STAT: entropy}, mask_BxT=mask)
-      planned, new, metrics = chain.plan(state, batch)
-      return chain.loss(planned, batch).compute(), (new, metrics)
-
-    (value, (new, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(entropy)
-    return value, gradient, new, metrics
-
-  return chain.init(BATCH), jax.jit(run)
+  return helpers.entropy_term(regularizers.aent(**hyper), BATCH, STAT)
 
 
 def update(state=None, entropy=ENTROPY, mask=MASK, **hyper):
   initial, run = aent(**hyper)
   entropy = jnp.broadcast_to(jnp.asarray(entropy, jnp.float32), mask.shape)
   value, gradient, new, metrics = run(initial if state is None else state, entropy, jnp.asarray(mask))
-  return float(value), np.asarray(gradient), new, {k.split('/')[-1]: float(v) for k, v in metrics.items()}
+  return float(value), np.asarray(gradient), new, {k: float(v) for k, v in metrics.items()}
 
 
 class TestAent:

@@ -18,32 +18,19 @@ pytestmark = pytest.mark.usefixtures('strict_dtypes')
 
 STAT = 'nucleus_entropy@0.8'
 BATCH = helpers.token_batch(seed=1, B=6, T=8, stats=(STAT,))
-BATCH = BATCH.replace(advantage_BxT=jnp.zeros_like(BATCH.advantage_BxT))
 MASK, ENTROPY = np.asarray(BATCH.mask_BxT), np.asarray(BATCH.stats[STAT])
 peaks = jax.jit(nucleus.peaks, static_argnames='quantile')
 
 
 @functools.cache
 def siren(**hyper):
-  """(initial state, compiled (state, entropy, mask) -> (loss, gradient to the statistic, state, metrics))."""
-  chain = objective.chain(surrogates.reinforce(), regularizers.siren(**hyper))
-
-  def run(state, entropy, mask):
-    def loss(entropy):
-      batch = BATCH.replace(stats={STAT: entropy}, mask_BxT=mask)
-      planned, new, metrics = chain.plan(state, batch)
-      return chain.loss(planned, batch).compute(), (new, metrics)
-
-    (value, (new, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(entropy)
-    return value, gradient, new, metrics
-
-  return chain.init(BATCH), jax.jit(run)
+  return helpers.entropy_term(regularizers.siren(**hyper), BATCH, STAT)
 
 
 def update(state=None, entropy=ENTROPY, mask=MASK, **hyper):
   initial, run = siren(**hyper)
   value, gradient, new, metrics = run(initial if state is None else state, jnp.asarray(entropy), jnp.asarray(mask))
-  return float(value), np.asarray(gradient), new, {k.split('/')[-1]: float(v) for k, v in metrics.items()}
+  return float(value), np.asarray(gradient), new, {k: float(v) for k, v in metrics.items()}
 
 
 def expected(entropy, mask, quantile, positions='peaks'):
