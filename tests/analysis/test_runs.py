@@ -116,7 +116,7 @@ class TestStackRuns:
 
   def test_unknown_metric_names_the_nearest(self):
     run = {'step': np.array([0]), 'policy/entropy': np.array([1.0])}
-    with pytest.raises(UserError, match="no metric policy/entrpy.*Did you mean 'policy/entropy'"):
+    with pytest.raises(UserError, match=r"no metric policy/entrpy.*Did you mean 'policy/entropy'"):
       runs.stack_runs([run], 'policy/entrpy')
     with pytest.raises(UserError, match='It holds policy/entropy, step'):
       runs.stack_runs([run], 'zzz')

@@ -197,7 +197,7 @@ class TestConfig:
       ({'vocab_size': 0}, 'vocab_size is 0: give a positive integer'),
       ({'num_layers': 1.5}, 'num_layers is 1.5'),
       ({'head_dim': -2}, 'head_dim is -2'),
-      ({'positions': 'rotery'}, "positions is 'rotery': choose one of rotary, learned.*'rotary'"),
+      ({'positions': 'rotery'}, r"positions is 'rotery': choose one of rotary, learned.*'rotary'"),
       ({'norm': 'prenorm'}, "norm is 'prenorm'.*'pre'"),
       ({'dtype': 'float16'}, "dtype is 'float16'"),
       ({'rope_theta': 0.0}, 'rope_theta is 0.0: give a positive'),
