@@ -10,6 +10,9 @@ Claims:   entropy_jax/analysis/predictions.py, one or more for each method with 
 A line is an objective as `entropy_jax.compose` reads it. Fractions, coefficients and thresholds are scaled to the tables: batches of
 thousands of tokens from vocabularies of 32 and 6, not of millions from 150 000. Everything that a line does not name is GRPO's: the
 advantage, the clip of 0.2 both ways, the token mean.
+
+The levels of success and the numbers of rollouts were set once, after a run that took 33 minutes and left a seed of 15 methods short of
+0.8 and 0.9: from its times and from who got there, before any entropy was looked at.
 """
 
 import ml_collections
@@ -169,14 +172,14 @@ def get_config(variant: str = '') -> ConfigDict:
   config.tabular.unnormalised_rate = 2.0
   config.tabular.fork_tokens = ConfigDict()
   config.tabular.fork_tokens.group_size = 16  # responses per prompt
-  config.tabular.fork_tokens.matched_success = 0.8  # methods are compared where they first reach it
-  config.tabular.fork_tokens.epochs_1 = ConfigDict({'num_steps': 150, 'learning_rate': 60.0})  # rollouts; of SGD on the token mean
-  config.tabular.fork_tokens.epochs_4 = ConfigDict({'num_steps': 120, 'learning_rate': 20.0})
+  config.tabular.fork_tokens.matched_success = 0.7  # methods are compared where they first reach it
+  config.tabular.fork_tokens.epochs_1 = ConfigDict({'num_steps': 130, 'learning_rate': 60.0})  # rollouts; of SGD on the token mean
+  config.tabular.fork_tokens.epochs_4 = ConfigDict({'num_steps': 100, 'learning_rate': 20.0})
   config.tabular.mod_sum = ConfigDict()
   config.tabular.mod_sum.group_size = 8
-  config.tabular.mod_sum.matched_success = 0.9
-  config.tabular.mod_sum.epochs_1 = ConfigDict({'num_steps': 160, 'learning_rate': 77.0})  # 0.6 a prompt and position, times 128
-  config.tabular.mod_sum.epochs_4 = ConfigDict({'num_steps': 120, 'learning_rate': 46.0})  # 0.36 a prompt and position
+  config.tabular.mod_sum.matched_success = 0.8
+  config.tabular.mod_sum.epochs_1 = ConfigDict({'num_steps': 140, 'learning_rate': 77.0})  # 0.6 a prompt and position, times 128
+  config.tabular.mod_sum.epochs_4 = ConfigDict({'num_steps': 100, 'learning_rate': 46.0})  # 0.36 a prompt and position
 
   config.countdown = ConfigDict()
   config.countdown.dataset = 'countdown/three_many'  # TFDS name, prepared into data_dir on first use
@@ -193,7 +196,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.countdown.warm_start.batch_size = 128  # problems with an answer each
   config.countdown.warm_start.learning_rate = 3e-3
   config.countdown.warm_start.warmup_steps = 50  # of linear growth, then a cosine
-  config.countdown.num_steps = 40  # rollouts
+  config.countdown.num_steps = 32  # rollouts
   config.countdown.num_prompts = 8  # per rollout
   config.countdown.group_size = 16  # responses per prompt
   config.countdown.num_epochs = 2  # passes over a rollout: with one, ratios are 1 and half of the methods do nothing
@@ -204,7 +207,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.countdown.max_grad_norm = 1.0  # clipping by the global norm
   config.countdown.evaluate_every = 8  # steps; 0: at the end alone
   config.countdown.num_eval_samples = 2  # responses per held-out problem
-  config.countdown.checkpoint_every = 40  # steps, and at the end
+  config.countdown.checkpoint_every = 32  # steps, and at the end
 
   if variant == 'tiny':
     config.methods = 'clip_b'

@@ -26,7 +26,7 @@ import numpy as np
 from configs.chaos import RANGES
 from entropy_jax.chaos import damage, fuzz, kills, layouts, matrix, numerics, resume, storage, table, torn
 from entropy_jax.chaos.table import Row, Trial
-from entropy_jax.chaos.victims import Victim
+from entropy_jax.chaos.victims import QUICK, Victim
 from entropy_jax.training import app, ranges
 from entropy_jax.training.files import say
 from entropy_jax.transform import nearest
@@ -88,7 +88,7 @@ class _Matrix:
     cache = str(self._workdir / config.victim.cache_dir)
     environment = {
       'JAX_PLATFORMS': 'cpu',  # several at a time, which an accelerator does not allow
-      'XLA_FLAGS': '--xla_backend_optimization_level=1',  # less of every start is compiling
+      'XLA_FLAGS': QUICK,
       'JAX_COMPILATION_CACHE_DIR': cache,
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',

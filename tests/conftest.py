@@ -3,15 +3,10 @@
 import os
 import pathlib
 
+from tests import compiler
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Level 0 of the compiler's optimisation and the plain emitters: programs here are compiled once and run for milliseconds, and
-# compiling is most of the suite (half of it with the fusion emitters).
-os.environ['XLA_FLAGS'] = ' '.join([
-  os.environ.get('XLA_FLAGS', ''),
-  '--xla_force_host_platform_device_count=8',
-  '--xla_backend_optimization_level=0',
-  '--xla_cpu_use_fusion_emitters=false',
-]).strip()
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {compiler.EIGHT_DEVICES} {compiler.QUICK}'.strip()
 
 import jax
 import pytest

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import pathlib
 import re
 import subprocess
@@ -72,7 +73,27 @@ class TestCatalog:
     assert list(lines) == list(CATALOG)
     for name, entry in CATALOG.items():
       assert all(f'`{key} ' in lines[name] for key in entry.factory.defaults())
-      assert len(re.findall(r'(?<!\\)\|', lines[name])) == 7, 'six cells, every other bar escaped'
+      assert len(re.findall(r'(?<!\\)\|', lines[name])) == 8, 'seven cells, every other bar escaped'
+
+  def test_methods_md_shows_what_the_study_found(self):
+    record = {
+      'entropy': {
+        'a/epochs_4': {'value': 0.25, 'interval': [0.1, 0.4], 'verdict': 'higher'},
+        'b/epochs_1': {'value': None, 'interval': [None, None], 'verdict': 'not reached'},
+      },
+      'claims': [
+        {'statement': 'Keeps.', 'setting': 'a/epochs_4', 'verdict': 'reproduced'},
+        {'statement': 'Keeps.', 'setting': 'b/epochs_1', 'verdict': 'inconclusive'},
+      ],
+    }
+    nothing = {'entropy': {}, 'claims': []}
+    text = document.markdown({'grpo': {'objective': 'grpo', **nothing}, 'ter_low': {'objective': 'grpo + ter(target=0.5)', **record}})
+    found = {line.split('`')[1]: line.split(' | ')[-1] for line in text.splitlines() if line.startswith('| `')}
+    assert found['ter'] == (
+      '`ter_low`<br>a/epochs_4: +0.250 [0.100, 0.400] higher<br>b/epochs_1: not reached<br>'
+      '"Keeps." reproduced (a/epochs_4), inconclusive (b/epochs_1) |'
+    )
+    assert found['grpo'] == found['ppo_clip'] == '`grpo` |' and found['clip_cov'] == ' |'
 
   @pytest.mark.parametrize('name', CATALOG)
   def test_hyper_parameters_have_ranges(self, name: str):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from entropy_jax.analysis import figures, mechanism, runs, statistics
+from entropy_jax.analysis import comparison, figures, mechanism, runs, statistics
 from entropy_jax.analysis.claims import Claim, decide, write_claims
 from entropy_jax.analysis.forest import Effect, forest
 from entropy_jax.analysis.mechanism import ALL, BASELINE, FORK, SETTLED, SUCCESS
@@ -290,7 +290,7 @@ def _text_section(countdown: Mapping[str, Sequence[runs.RunMetrics]]) -> Section
 
 
 def report(workdir: pathlib.Path, *, seconds: float | None = None) -> list[Claim]:
-  """Writes claims.json, metrics.jsonl, figures/ and report.html of a study's folder, and returns the claims."""
+  """Writes claims.json, comparison.json, metrics.jsonl, figures/ and report.html of a study's folder, and returns the claims."""
   settings, countdown = load(workdir)
   found = claims(settings)
   write_claims(workdir / 'claims.json', found)
@@ -301,6 +301,9 @@ def report(workdir: pathlib.Path, *, seconds: float | None = None) -> list[Claim
   methods = list(dict.fromkeys(name for setting in settings for name in setting.methods)) or list(countdown)
   own = {'objective': config['objective']} if config['objective'] else {}
   said = config['lines'] | own
+  differences = {setting.name: {row.method: (row.difference, row.verdict) for row in rows(setting) if row.verdict} for setting in settings}
+  record = comparison.comparison(differences, found, PREDICTIONS, {name: said[name] for name in methods})
+  comparison.write(workdir / comparison.FILE, record)
   sections.append(Section('What each method is', 'Objectives as `--config.objective` takes them.', (), Table(
     ['method', 'objective'], [[name, said[name]] for name in methods]
   )))  # fmt: skip

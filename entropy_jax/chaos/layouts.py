@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from entropy_jax import catalog, parallel
+from entropy_jax.chaos.victims import QUICK
 from entropy_jax.data import countdown, pipeline, tokenizers
 from entropy_jax.models import presets
 from entropy_jax.models.transformer import transformer_policy
@@ -192,7 +193,7 @@ def train(
 
 def start(workdir: Path, layout: Layout, methods: Sequence[str], num_steps: int, *extra: str) -> None:
   """Runs the methods in new processes with the layout's devices; raises with what they said when one fails."""
-  flags = f'--xla_force_host_platform_device_count={layout.num_devices // layout.num_processes} --xla_backend_optimization_level=1'
+  flags = f'--xla_force_host_platform_device_count={layout.num_devices // layout.num_processes} {QUICK}'
   shared = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
   command = [sys.executable, '-m', __name__, f'--workdir={workdir}']
   command += [f'--parallel={layout.parallel}', f'--num_steps={num_steps}', f'--methods={",".join(methods)}', *extra]

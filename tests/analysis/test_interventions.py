@@ -166,6 +166,11 @@ class TestReport:
     found = {claim.id: claim.verdict for claim in interventions.report(tmp_path)}
     assert found == {f'{SETTING}/clip_b_entropy': REPRODUCED}
     assert [claim.id for claim in read_claims(tmp_path / 'claims.json')] == list(found)
+    record = json.loads((tmp_path / 'comparison.json').read_text())
+    assert list(record) == list(lines) and record['clip_b']['objective'] == lines['clip_b'] and record['grpo']['entropy'] == {}
+    assert record['clip_b']['entropy'][SETTING] == {'value': 0.2, 'interval': [0.2, 0.2], 'verdict': HIGHER}
+    (claim,) = record['clip_b']['claims']
+    assert (claim['setting'], claim['verdict']) == (SETTING, REPRODUCED) and claim['statement'].startswith('Clip_B keeps')
     page = (tmp_path / 'report.html').read_text()
     for text in ('Clip_B keeps more entropy', 'grpo + clip_b(mu=1.0)', 'there is no reference policy', 'against GRPO', 'P(above GRPO)'):
       assert text in page, text

@@ -7,8 +7,17 @@ import pytest
 
 from entropy_jax.chaos import layouts
 from entropy_jax.chaos.layouts import LOSS, Difference
+from tests.chaos.conftest import ROOT
 
 TWO_HOSTS = next(layout for layout in layouts.LAYOUTS if layout.num_processes == 2 and layout.parallel == 'fsdp')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache():
+  """The processes of one layout compile their programs once."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax-studies'))
+    yield
 
 
 @pytest.fixture(scope='module')

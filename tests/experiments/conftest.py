@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests import compiler
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -18,7 +20,7 @@ def command(workdir: pathlib.Path, *overrides: str) -> list[str]:
 
 def environment() -> dict[str, str]:
   # One device, as a user has; the cache that the test process itself uses.
-  return os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=1', 'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.cache' / 'jax-studies')}
+  return os.environ | {'XLA_FLAGS': compiler.QUICK, 'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.cache' / 'jax-studies')}
 
 
 def run(workdir: pathlib.Path, *overrides: str) -> subprocess.CompletedProcess:

@@ -81,17 +81,29 @@ class TestMistakes:
     ('override', 'sentence'),
     [
       ('--config.countdown.num_slices=3', 'num_slices=3 does not divide the batch of 16 sequences; use one of 1, 2, 4, 8, 16'),
-      ('--config.countdown.dataset=countdown/tree', 'countdown/three'),
       ('--config.countdwn.num_steps=3', 'Did you mean'),
-      ("--config.countdown.objective.surrogates[0].name=ppo_clop", "Did you mean 'ppo_clip'"),
-      ('--config.countdown.objective.surrogates[0].kwargs.low=-1.0', 'low=-1.0 is outside [0'),
     ],
-  )  # fmt: skip
+  )
   def test_one_sentence_before_anything_runs(self, tmp_path, override, sentence):
     done = run(tmp_path / 'run', override)
     assert done.returncode == 2 and sentence in done.stderr
     assert 'Traceback' not in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / 'run' / 'tabular').exists()
+
+  @pytest.mark.parametrize(
+    ('mistake', 'sentence'),
+    [
+      (lambda c: c.update(dataset='countdown/tree'), 'countdown/three'),
+      (lambda c: c.objective.surrogates[0].update(name='ppo_clop'), "Did you mean 'ppo_clip'"),
+      (lambda c: c.objective.surrogates[0]['kwargs'].update(low=-1.0), r'low=-1\.0 is outside \[0'),
+    ],
+  )
+  def test_of_names_and_hyper_parameters(self, mistake, sentence):
+    config = get_config('tiny')
+    mistake(config.countdown)
+    with pytest.raises(UserError, match=sentence) as raised:
+      entropy_mechanism.validate(config, 1, 1)
+    assert '\n' not in str(raised.value)
 
 
 class TestValidate:

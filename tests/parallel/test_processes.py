@@ -14,6 +14,7 @@ import pytest
 
 from entropy_jax.parallel import processes
 from entropy_jax.types import UserError
+from tests import compiler
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Four host devices a process. Arguments: setting, folder. Writes what it saw to FOLDER/INDEX.
@@ -51,7 +52,7 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-  flags = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
+  flags = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count=4 {compiler.QUICK}'}
   return {k: v for k, v in os.environ.items() if k not in processes.VARIABLES} | flags | more
 
 

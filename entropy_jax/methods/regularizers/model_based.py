@@ -54,7 +54,8 @@ def model_based_controller(
     horizon: updates in which a deviation should be gone, at least 1; larger is calmer.
     smoothing: s, of the two estimates, in [0, 1).
     minimum, maximum: bounds of the coefficient; a negative one pushes entropy down.
-    initial: coefficient of the first update, not 0: it is the probe that the response is first measured with.
+    initial: coefficient of the first update, not 0: it is the probe that the response is first measured with. A later coefficient
+      below a tenth of it, in size, measures none.
 
   Returns:
     a Controller that observes the ledger; state {coefficient, response, drift, num_seen}. An update without a valid token, or whose
@@ -68,7 +69,7 @@ def model_based_controller(
       f'model_based_entropy: initial={initial!r} is 0 or not between minimum={minimum!r} and maximum={maximum!r}; '
       'give minimum <= initial <= maximum, not 0.'
     )
-  least = 1e-3 * max(abs(minimum), abs(maximum))  # a smaller coefficient measures rounding, not a response
+  least = 0.1 * abs(initial)  # a coefficient far below the probe measures rounding, not a response
 
   def init() -> PyTree:
     zero = jnp.float32(0.0)

@@ -49,6 +49,12 @@ class TestModelBasedEntropy:
     again = controller.observe(state, jnp.float32(3.0), jnp.float32(0.0))
     assert again['response'] == state['response'] and again['drift'] != state['drift']
 
+  @pytest.mark.parametrize('maximum', [50.0, float('inf')])
+  def test_learns_from_a_probe_that_is_small_beside_the_bounds(self, maximum):
+    controller = model_based.model_based_controller(target=1.0, initial=0.01, maximum=maximum)
+    _, state, _ = controller.update(controller.init(), at(1.0))
+    np.testing.assert_allclose(controller.observe(state, jnp.float32(0.002), jnp.float32(0.0))['response'], 0.2, rtol=1e-5)
+
   def test_an_update_without_tokens_keeps_the_coefficient(self):
     controller = model_based.model_based_controller(target=1.0, initial=0.1)
     _, state, _ = controller.update(controller.init(), at(1.0))
