@@ -3,7 +3,6 @@
 import ast
 import importlib
 import inspect
-import json
 import pathlib
 import re
 import subprocess
