@@ -26,6 +26,8 @@ reproduce: venv  ## the core study: entropy mechanism, with its report
 reproduce-all: reproduce  ## every default study
 	$(RUN) experiments.interventions --config=configs/interventions.py --workdir=$(OUT)/interventions
 	@echo "Open $(OUT)/interventions/report.html"
+	$(RUN) experiments.entropy_control --config=configs/entropy_control.py --workdir=$(OUT)/entropy_control
+	@echo "Open $(OUT)/entropy_control/report.html"
 
 # Several processes at a time: on processors, and with flags that compile faster.
 CHAOS := JAX_PLATFORMS=cpu XLA_FLAGS="--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false" $(RUN) experiments.chaos

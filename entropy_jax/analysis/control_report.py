@@ -262,4 +262,7 @@ NOTES = (
   'The entropy of a table is exact and its policy is not noisy. What a language model adds (sampling noise in the entropy, shared '
   'parameters, Adam) is not tested here.',
   'The best published controller is chosen on the reported seeds themselves, which favours it.',
+  'The learning rates of the two tasks were chosen in single pilot runs with other seeds, `model_based` among them.',
+  'Close tracking is not success: a controller that pulls the entropy down in ten rollouts has decided before it has learned. Read the '
+  'last column at equal targets.',
 )
