@@ -1,8 +1,8 @@
 """Time of an update with one method more than GRPO over that of GRPO, method by method, in pairs of one run.
 
-    python -m benchmarks.method_overhead [--methods=clip_cov,siren] [--rounds=9]
+    python -m benchmarks.method_overhead [--methods=clip_cov,siren] [--rounds=7]
 
-An update is `training.step.learn` (rewards, advantages, plan, loss, gradient, Adam) on one batch of 256 sequences of 24 response tokens,
+An update is `training.step.learn` (rewards, advantages, plan, loss, gradient, Adam) on one batch of 128 sequences of 24 response tokens,
 with a decoder of about a million parameters and a vocabulary of 512. In every round GRPO and the method make one update each, in random
 order; the ratio is of two updates of the same round. A method that takes the place of GRPO's advantage or of PPO's clip is timed in that
 place. The last line is JSON: every median.
@@ -25,7 +25,7 @@ from entropy_jax.models import transformer
 from entropy_jax.training import optimizers, state, step
 from entropy_jax.types import TokenBatch
 
-PROMPT, RESPONSE, SEQUENCES, GROUP, VOCABULARY = 8, 24, 256, 16, 512
+PROMPT, RESPONSE, SEQUENCES, GROUP, VOCABULARY = 8, 24, 128, 16, 512
 LIMITS = {False: 1.03, True: 1.15}  # without and with statistics of the vocabulary row
 SHAPE = transformer.DecoderConfig(
   vocab_size=VOCABULARY, width=128, num_layers=4, num_heads=4, num_kv_heads=4, mlp_width=384, max_length=PROMPT + RESPONSE
@@ -93,7 +93,7 @@ def updater(name: str | None, batch: TokenBatch) -> Callable[[], None]:
 def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
   parser.add_argument('--methods', default=','.join(CATALOG))
-  parser.add_argument('--rounds', type=int, default=9)
+  parser.add_argument('--rounds', type=int, default=7)
   given = parser.parse_args(argv)
   batch, rng, device = jax.jit(batch_of)(jax.random.key(0)), np.random.default_rng(0), jax.devices()[0]
   print(f'{device.platform} ({device.device_kind}), {transformer.num_parameters(SHAPE):,} parameters, {given.rounds} rounds')

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import pathlib
 import re
 import subprocess
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs.interventions import LINES
 from entropy_jax import catalog, compose, document, presets
 from entropy_jax.catalog import CATALOG, ROOMS
 from entropy_jax.training.tables import ABSENT
@@ -93,6 +95,10 @@ class TestCatalog:
       '"Keeps." reproduced (a/epochs_4), inconclusive (b/epochs_1) |'
     )
     assert found['grpo'] == found['ppo_clip'] == '`grpo` |' and found['clip_cov'] == ' |'
+
+  def test_every_line_of_the_study_is_beside_a_method(self):
+    comparison = json.loads(document.COMPARISON.read_text())
+    assert {name: record['objective'] for name, record in comparison.items()} == LINES, 'run the study anew, and copy comparison.json'
 
   @pytest.mark.parametrize('name', CATALOG)
   def test_hyper_parameters_have_ranges(self, name: str):
