@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,16 @@ class Checkpoints:
     for path in self.directory.glob('deleting-*'):
       shutil.rmtree(path)
 
+  def _clear(self, step: int) -> None:
+    """Removes what a failed save of this step left; its intent only once nothing else is there, for the next start to clear the rest."""
+    for _ in range(5):
+      partial = [self.directory / str(step), *self.directory.glob(f'{step}.orbax-checkpoint-tmp*')]
+      for path in partial:
+        shutil.rmtree(path, ignore_errors=True)
+      if not any(path.exists() for path in partial):
+        return self._intent(step).unlink(missing_ok=True)
+      time.sleep(0.05)  # a thread below orbax still writes into it
+
   @contextlib.contextmanager
   def _undone_on_failure(self, step: int) -> Iterator[None]:
     """Clears a save that fails, so that the step can be saved again, in this process or by the next."""
@@ -245,10 +256,7 @@ class Checkpoints:
           self._manager.close()
       if jax.process_index() == 0:
         with contextlib.suppress(OSError):  # what cannot be cleared now is ignored by the next start
-          for partial in (self.directory / str(step), *self.directory.glob(f'{step}.orbax-checkpoint-tmp*')):
-            if partial.is_dir():
-              shutil.rmtree(partial)
-          self._intent(step).unlink(missing_ok=True)
+          self._clear(step)
       if jax.process_count() == 1:
         self._manager = self._open(self._asynchronous)
       failure = storage_error(error, f'the checkpoint of step {step} could not be saved, the older ones are untouched', self.directory)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import types
 from pathlib import Path
 
 import jax
@@ -228,6 +229,24 @@ def tree(directory):
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 class TestStorage:
   big = {'x': np.random.default_rng(0).normal(size=100_000).astype(np.float32)}
+
+  def test_what_is_still_written_into_when_it_is_cleared_is_cleared_again(self, tmp_path, monkeypatch):
+    saver, _ = opened(tmp_path)
+    saver.save(1, state_of(1), {})
+    before, calls = tree(tmp_path), []
+
+    def late(path, **how):
+      if path.name.startswith('2'):  # a folder that is not empty yet when it should go
+        calls.append(path)
+      if len(calls) != 1:
+        shutil.rmtree(path, **how)
+
+    monkeypatch.setattr(checkpoints_module, 'shutil', types.SimpleNamespace(rmtree=late))
+    (tmp_path / '2.orbax-checkpoint-tmp-7').mkdir()
+    with full_disk(100_000), pytest.raises(StorageError):
+      saver.save(2, self.big, {})
+    assert len(calls) > 1 and tree(tmp_path) == before and sorted(p.name for p in tmp_path.iterdir()) == ['1']
+    saver.close()
 
   @pytest.mark.parametrize('asynchronous', [False, True])
   def test_a_full_disk_is_one_sentence_and_leaves_nothing(self, tmp_path, asynchronous, capfd):
