@@ -241,7 +241,8 @@ class Checkpoints:
       for path in partial:
         shutil.rmtree(path, ignore_errors=True)
       if not any(path.exists() for path in partial):
-        return self._intent(step).unlink(missing_ok=True)
+        self._intent(step).unlink(missing_ok=True)
+        break
       time.sleep(0.05)  # a thread below orbax still writes into it
 
   @contextlib.contextmanager
@@ -272,8 +273,8 @@ class Checkpoints:
       folder = self.directory / str(step)
       paths = sorted(path for path in folder.rglob('*') if path.is_file())
       content['files'] = {str(path.relative_to(folder)): [path.stat().st_size, _digest(path)] for path in paths}
-      sealed = {'content': content, 'sha256': hashlib.sha256(_canonical(content).encode()).hexdigest()}
-      write_atomically(folder / MANIFEST, _canonical(sealed))
+      digest = hashlib.sha256(_canonical(content).encode()).hexdigest()
+      write_atomically(folder / MANIFEST, _canonical({'content': content, 'sha256': digest}))
     try:
       self._intent(step).unlink()
       for old in [s for s in self.steps() if s < step][: -(self._keep - 1) or None]:
@@ -337,10 +338,8 @@ class Checkpoints:
     if jax.process_count() > 1:
       step = int(multihost_utils.broadcast_one_to_all(np.asarray(step)))
     if step == -2:
-      raise UserError(
-        f'checkpoints: every one in {self.directory} is damaged; restore the directory from a copy,'
-        ' or give another --workdir to start anew.'
-      )
+      mend = 'restore the directory from a copy, or give another --workdir to start anew'
+      raise UserError(f'checkpoints: every one in {self.directory} is damaged; {mend}.')
     return step
 
   def _move_aside(self, step: int) -> Path:
