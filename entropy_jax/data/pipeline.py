@@ -83,7 +83,7 @@ def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
   return order
 
 
-class _ShuffledRows:
+class ShuffledRows:
   """A grain data source whose element k is the rows of batch k, over endless epochs."""
 
   def __init__(self, num_rows: int, batch_size: int, seed: int):
@@ -176,7 +176,7 @@ def training_batches(
     raise UserError(f'batch_size={batch_size}: must be in 1..{len(problems)}, the size of the split; give such a size.')
   if not 0 <= seed < 2**63:
     raise UserError(f'seed={seed}: must be in 0..2^63 - 1; give a non-negative integer.')
-  block = _block(batch_size, process_index, process_count)
+  block = process_rows(batch_size, process_index, process_count)
   make = functools.partial(
     _make_batch,
     problems=problems,
@@ -192,7 +192,7 @@ def training_batches(
     order_BxM = rng.permuted(np.tile(np.arange(num_numbers), (batch_size, 1)), axis=1)
     return row_B[block], uniform_B[block], order_BxM[block]
 
-  dataset = grain.MapDataset.source(_ShuffledRows(len(problems), batch_size, seed)).seed(seed).random_map(draw)
+  dataset = grain.MapDataset.source(ShuffledRows(len(problems), batch_size, seed)).seed(seed).random_map(draw)
   dataset = dataset.map(lambda drawn: make(drawn[0], drawn[1], drawn[2] if shuffle_numbers else None))
   options = [batch_size, seed, supervised, shuffle_numbers, *(make.keywords[k] for k in _LENGTHS)]
   identity = json.dumps([problems.digest, tokenizer.digest, *options])
@@ -220,7 +220,7 @@ def evaluation_batches(
   """
   if batch_size < 1:
     raise UserError(f'batch_size={batch_size}: must be at least 1; give a positive integer.')
-  block = _block(batch_size, process_index, process_count)
+  block = process_rows(batch_size, process_index, process_count)
   limit_prompt = _length('prompt_length', prompt_length, problems.prompt_length())
   limit_response = _length('response_length', response_length, problems.response_length()) if supervised else None
   batches = []
@@ -286,7 +286,7 @@ def _length(key: str, given: int | None, needed: int) -> int:
   return needed if given is None else given
 
 
-def _block(batch_size: int, process_index: int, process_count: int) -> slice:
+def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
   """The rows of a batch that a process gets."""
   if batch_size % process_count:
     raise UserError(f'batch_size={batch_size}: must be a multiple of process_count={process_count}; round it to one.')

@@ -1,4 +1,4 @@
-"""TFDS builders of the text tasks, prepared to ArrayRecord and read through `as_data_source`, without TensorFlow.
+"""TFDS builders of the tasks and corpora that are made here, prepared to ArrayRecord and read through `as_data_source`, without TensorFlow.
 
 TFDS 4.9.10 imports TensorFlow lazily: a builder of numeric and text features that writes ArrayRecord and stays below
 the 1 GB of its in-memory sorter never reaches it. Other TFDS datasets are read the same way once somebody has prepared
@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import pathlib
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from entropy_jax.data import countdown
+from entropy_jax.data import countdown, digits, source_bytes
 from entropy_jax.transform import nearest
 from entropy_jax.types import UserError
 
@@ -106,7 +107,81 @@ class Countdown(tfds.core.GeneratorBasedBuilder):
       }
 
 
-DATASETS = {f'{Countdown.name}/{config.name}': Countdown for config in Countdown.BUILDER_CONFIGS}
+class Digits(tfds.core.GeneratorBasedBuilder):
+  """The handwritten digits that come with scikit-learn, split by a hash of the image, in the order of that hash."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'Initial release.'}
+  code_path = None  # as above
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description='1,797 images of handwritten digits, 8 x 8 pixels of 17 levels, as scikit-learn ships them.',
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),  # 0..16
+          'label': tfds.features.Scalar(dtype=np.int32),
+        }
+      ),
+      disable_shuffling=True,
+    )
+
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    del dl_manager  # nothing is downloaded
+    everything = digits.read()
+    return {split: self._generate_examples(digits.split(everything, split)) for split in digits.SPLIT_ENDS}
+
+  def _generate_examples(self, images: digits.Digits) -> Iterator[tuple[int, dict[str, Any]]]:
+    for row, (image_HxWxC, label) in enumerate(zip(*images, strict=True)):
+      yield row, {'image': image_HxWxC, 'label': label}
+
+
+@dataclasses.dataclass(kw_only=True)
+class SourceBytesConfig(tfds.core.BuilderConfig):
+  """A corpus of source code: where its files lie."""
+
+  root: str | os.PathLike[str] | None = None  # None takes the standard library of the running Python
+
+
+class SourceBytes(tfds.core.GeneratorBasedBuilder):
+  """Python source, a record for each file, split by file; the metadata say of which Python and of which files it is made.
+
+  What lies on disk is read whatever Python runs later, and `source_bytes.chunks` cuts it into rows of the length that a study wants.
+  """
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'Initial release.'}
+  code_path = None  # as above
+  BUILDER_CONFIGS = [SourceBytesConfig(name='stdlib', description="Python's standard library without its tests.")]
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description='Files of Python source as bytes, in the order of their paths.',
+      features=tfds.features.FeaturesDict({'path': tfds.features.Text(), 'content': tfds.features.Text()}),
+      disable_shuffling=True,
+      metadata=tfds.core.MetadataDict(),  # filled where the files are read
+    )
+
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    del dl_manager  # nothing is downloaded
+    files = source_bytes.read(self.builder_config.root)
+    self.info.metadata.update(python=platform.python_version(), digest=source_bytes.digest(files))
+    return {split: self._generate_examples(source_bytes.split_files(files, split)) for split in source_bytes.SPLIT_ENDS}
+
+  def _generate_examples(self, files: list[source_bytes.SourceFile]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for row, file in enumerate(files):
+      yield row, file._asdict()
+
+
+_BUILDERS: tuple[type[tfds.core.GeneratorBasedBuilder], ...] = (Countdown, SourceBytes)
+DATASETS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
+  **{f'{builder.name}/{config.name}': builder for builder in _BUILDERS for config in builder.BUILDER_CONFIGS},
+  Digits.name: Digits,
+}
+# TFDS lists these only once TensorFlow has been imported.
+UNLISTED = frozenset({'wmt14_translate', 'wmt16_translate', 'wmt17_translate', 'wmt18_translate', 'wmt19_translate'})
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str]) -> tfds.core.DatasetBuilder:
@@ -116,7 +191,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str]) -> tfds.core.DatasetBui
   another; what an interrupted preparation left is removed and made again.
 
   Args:
-    name: a key of `DATASETS` ('countdown/three', 'countdown/three_many', 'countdown/four'), or a TFDS dataset already prepared to
+    name: a key of `DATASETS`, such as 'countdown/three', 'digits' or 'source_bytes/stdlib', or a TFDS dataset already prepared to
       ArrayRecord in data_dir.
     data_dir: folder of all prepared datasets, created where needed.
 
@@ -126,19 +201,19 @@ def prepare(name: str, data_dir: str | os.PathLike[str]) -> tfds.core.DatasetBui
   if name not in DATASETS:
     return _already_prepared(name, data_dir)
   root = pathlib.Path(data_dir)
-  dataset, config = name.split('/')
+  dataset, _, config = name.partition('/')
   place = root / dataset / config / str(DATASETS[name].VERSION)
   place.parent.mkdir(parents=True, exist_ok=True)
-  with open(root / dataset / f'.{config}.lock', 'w') as lock:
+  with open(root / dataset / f'.{config or dataset}.lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system even when the process is killed
     if not _is_complete(place):
       for leftover in (place, *place.parent.glob(f'incomplete.*_{place.name}')):
         shutil.rmtree(leftover, ignore_errors=True)
-      builder = DATASETS[name](config=config, data_dir=os.fspath(root), file_format='array_record')
+      builder = DATASETS[name](config=config or None, data_dir=os.fspath(root), file_format='array_record')
       tfds.display_progress_bar(enable=False)
       with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=scratch)
-  return DATASETS[name](config=config, data_dir=os.fspath(root), file_format='array_record')
+  return DATASETS[name](config=config or None, data_dir=os.fspath(root), file_format='array_record')
 
 
 def load(name: str, split: str, data_dir: str | os.PathLike[str]) -> Any:
@@ -199,7 +274,7 @@ def _already_prepared(name: str, data_dir: str | os.PathLike[str]) -> tfds.core.
       raise tfds.core.DatasetNotFoundError(name)
     builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=os.fspath(data_dir))
   except tfds.core.DatasetNotFoundError:
-    theirs = set(tfds.list_builders(with_community_datasets=False)) - ours
+    theirs = UNLISTED.union(tfds.list_builders(with_community_datasets=False)) - ours
     if dataset in theirs:
       reason = 'is a TFDS dataset that is not prepared in data_dir'
     else:

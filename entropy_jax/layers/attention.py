@@ -1,4 +1,5 @@
-"""Causal self-attention, written out: rotary positions, grouped key-value heads, float32 softmax and an explicit cache.
+"""Attention, written out: rotary positions, grouped key-value heads, float32 softmax, an explicit cache, and what stands between the
+products and the softmax (layers/logits.py).
 
 Keys and values lie as [B, H, K, D] (sequence inside heads), so that both products are plain batched matrix products and a
 decoding step reads the cache without transposing it.
@@ -6,14 +7,15 @@ decoding step reads the cache without transposing it.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entropy_jax.layers import norms
+from entropy_jax.layers import logits, norms, qk_norm
 from entropy_jax.types import UserError
 
 
@@ -104,6 +106,15 @@ def rotate(x_BxHxNxD: jax.Array, turn: Rotation) -> jax.Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxHxNxD.dtype)
 
 
+def positions(mask_BxN: jax.Array) -> jax.Array:
+  """Position of every real token among the real ones, int32 [B, N], from 0; that of padding is some position of the row.
+
+  >>> positions(jnp.array([[False, True, True, False]])).tolist()
+  [[0, 0, 1, 1]]
+  """
+  return jnp.maximum(jnp.cumsum(mask_BxN, axis=1, dtype=jnp.int32) - 1, 0)
+
+
 def causal_mask(mask_BxN: jax.Array) -> jax.Array:
   """Which keys a query may see: earlier real tokens and itself, mask_BxQxK.
 
@@ -118,112 +129,180 @@ def causal_mask(mask_BxN: jax.Array) -> jax.Array:
   return (earlier[None] & mask_BxN[:, None, :]) | self_[None]
 
 
-def attention_logits(query_BxHxQxD: jax.Array, key_BxHxKxD: jax.Array, mask_BxQxK: jax.Array) -> jax.Array:
-  """q . k / sqrt(D) in float32, the lowest finite number where the mask is False.
+def full_mask(mask_BxN: jax.Array) -> jax.Array:
+  """Which keys a query of an encoder may see: all real tokens and itself, mask_BxQxK; padding queries stay finite as in `causal_mask`.
+
+  >>> full_mask(jnp.array([[True, True, False]]))[0].astype(int).tolist()
+  [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
+  """
+  return mask_BxN[:, None, :] | jnp.eye(mask_BxN.shape[1], dtype=bool)[None]
+
+
+def attention_logits(query_BxHxQxD: jax.Array, key_BxHxKxD: jax.Array) -> jax.Array:
+  """q . k / sqrt(D) in float32, before any mask.
 
   Args:
     query_BxHxQxD: [B, H, Q, D].
     key_BxHxKxD: [B, Hkv, K, D] with H a multiple of Hkv; query head h reads key head h // (H / Hkv).
-    mask_BxQxK: bool.
 
   Returns:
-    logits_BxHxQxK, float32: the attention distribution is their softmax over K.
+    logits_BxHxQxK, float32.
   """
   B, H, Q, D = query_BxHxQxD.shape
   Hkv, K = key_BxHxKxD.shape[1:3]
   # Query heads that share a key head are rows of one product: the keys are never repeated.
   grouped = query_BxHxQxD.reshape(B, Hkv, (H // Hkv) * Q, D)
   logits = jnp.einsum('BHQD,BHKD->BHQK', grouped, key_BxHxKxD, preferred_element_type=jnp.float32)
-  logits = logits.reshape(B, H, Q, K) * (D**-0.5)
-  return jnp.where(mask_BxQxK[:, None], logits, jnp.finfo(jnp.float32).min)
+  return logits.reshape(B, H, Q, K) * (D**-0.5)
 
 
-def attend(query_BxHxQxD: jax.Array, key_BxHxKxD: jax.Array, value_BxHxKxD: jax.Array, mask_BxQxK: jax.Array) -> jax.Array:
-  """softmax_K(q . k / sqrt(D)) v: softmax in float32, products in the type of the values.
+def attend(
+  query_BxHxQxD: jax.Array,
+  key_BxHxKxD: jax.Array,
+  value_BxHxKxD: jax.Array,
+  mask_BxQxK: jax.Array,
+  *,
+  change: Callable[[jax.Array], jax.Array] | None = None,
+  sink_H: jax.Array | None = None,
+) -> jax.Array:
+  """softmax_K(change(q . k / sqrt(D))) v: softmax in float32, products in the type of the values.
 
   Args:
     query_BxHxQxD: [B, H, Q, D].
     key_BxHxKxD: [B, Hkv, K, D].
     value_BxHxKxD: [B, Hkv, K, D].
-    mask_BxQxK: bool; a row that is False everywhere averages all values.
+    mask_BxQxK: bool; a row that is False everywhere averages all values, and is 0 where there is a sink.
+    change: of the logits before the mask, such as a cap; None for none.
+    sink_H: `logits.attention_weights`.
 
   Returns:
     [B, H, Q, D] in the type of the values.
   """
   B, H, Q, D = query_BxHxQxD.shape
   Hkv, K = key_BxHxKxD.shape[1:3]
-  p = jax.nn.softmax(attention_logits(query_BxHxQxD, key_BxHxKxD, mask_BxQxK), axis=-1).astype(value_BxHxKxD.dtype)
+  logits_BxHxQxK = attention_logits(query_BxHxQxD, key_BxHxKxD)
+  if change is not None:
+    logits_BxHxQxK = change(logits_BxHxQxK)
+  p = logits.attention_weights(logits_BxHxQxK, mask_BxQxK, sink_H).astype(value_BxHxKxD.dtype)
   out = jnp.einsum('BHQK,BHKD->BHQD', p.reshape(B, Hkv, (H // Hkv) * Q, K), value_BxHxKxD)
   return out.reshape(B, H, Q, D)
 
 
 class KeyValue(NamedTuple):
-  """What one layer keeps of the tokens it has read, [B, Hkv, N, head_dim] each, rotated already."""
+  """What one layer keeps of the tokens it has read, [B, Hkv, N, head_dim] each, normalised and rotated already."""
 
   key: jax.Array
   value: jax.Array
 
 
-class SelfAttention(nn.Module):
-  """Multi-head self-attention with grouped key-value heads.
+class Attention(nn.Module):
+  """Multi-head attention with grouped key-value heads, of tokens to themselves or to a source.
+
+  It sows its logits, scaled, tempered and capped but not masked, as 'logits' into the collection 'attention': apply(..., mutable=
+  ['attention']) returns them, and they cost nothing otherwise.
 
   Attributes:
     num_heads, num_kv_heads, head_dim: H, Hkv (divides H) and D of a head.
     qkv_bias: biases on query, key and value (Qwen2).
-    qk_norm: RMSNorm of each query and key head before the rotation (Qwen3).
-    norm_eps: of that RMSNorm.
-    output_scale: multiplies the standard deviation with which the output projection starts.
-    dtype: of the arithmetic; parameters and the softmax are float32.
+    qk_norm: 'rms' normalises each query and key head before the rotation with a scale from 1 (Qwen3: query_norm, key_norm); 'layer' and
+      'l2' are those of layers/qk_norm.py; None for none.
+    norm_eps: of that normalisation.
+    dense: makes the linear maps, called as nn.Dense is.
+    kernel_init: 'query', 'key', 'value' or 'output' -> how that map starts.
+    temperature: form of `logits.SoftmaxTemperature`, None for none.
+    num_positions: how many positions have a temperature.
+    logit_cap: of `logits.soft_cap`, None for none.
+    has_sink: whether every head has a learnt sink logit.
+    abf_window: of `logits.entropy_abf_scale`, None for none.
+    dtype: of the arithmetic; parameters, logits and the softmax are float32.
   """
 
   num_heads: int
   num_kv_heads: int
   head_dim: int
   qkv_bias: bool = False
-  qk_norm: bool = False
+  qk_norm: str | None = None
   norm_eps: float = 1e-6
-  output_scale: float = 1.0
+  dense: Callable[..., Any] = nn.Dense
+  kernel_init: Callable[[str], nn.initializers.Initializer] = lambda matrix: nn.initializers.lecun_normal()
+  temperature: str | None = None
+  num_positions: int = 1
+  logit_cap: float | None = None
+  has_sink: bool = False
+  abf_window: int | None = None
   dtype: jnp.dtype = jnp.dtype('float32')
 
   @nn.compact
   def __call__(
     self,
-    x_BxNxD: jax.Array,
+    x_BxQxD: jax.Array,
     mask_BxQxK: jax.Array,
+    positions_BxQ: jax.Array,
     turn: Rotation | None = None,
     cache: KeyValue | None = None,
     index: jax.Array | int = 0,
+    source: jax.Array | KeyValue | None = None,
   ) -> tuple[jax.Array, KeyValue]:
-    """Reads N tokens.
+    """Reads Q tokens.
 
     Args:
-      x_BxNxD: inputs.
-      mask_BxQxK: bool, which keys each of the N tokens sees; K = N, or the length of the cache.
-      turn: rotation of the N tokens, None for none.
-      cache: None to attend over x alone; else x is written at [index, index + N) and the whole cache is attended over.
+      x_BxQxD: inputs.
+      mask_BxQxK: bool, which keys each of the Q tokens sees; K = Q, or the length of the cache or of the source.
+      positions_BxQ: int, from 0, for a temperature and Entropy-ABF.
+      turn: rotation of the Q tokens, None for none.
+      cache: None to attend over x alone; else x is written at [index, index + Q) and the whole cache is attended over.
       index: int32 scalar.
+      source: None for self-attention; [B, K, D] for what keys and values are made of instead, or those that an earlier call made.
 
     Returns:
-      (out_BxNxD, the keys and values attended over).
+      (out_BxQxD, the keys and values attended over).
     """
-    B, N, width = x_BxNxD.shape
+    B, Q, width = x_BxQxD.shape
     # Matrices, not batches of them, in the products: the backward pass takes half the time on a processor.
-    x_RxD = x_BxNxD.reshape(B * N, width)
+    x_RxD = x_BxQxD.reshape(B * Q, width)
 
-    def heads(name: str, number: int) -> jax.Array:
-      dense = nn.Dense(number * self.head_dim, use_bias=self.qkv_bias, dtype=self.dtype, name=name)
-      x = dense(x_RxD).reshape(B, N, number, self.head_dim)
-      if self.qk_norm and name != 'value':
-        x = norms.RMSNorm(eps=self.norm_eps, name=f'{name}_norm')(x)
-      x = x.transpose(0, 2, 1, 3)
-      return rotate(x, turn) if turn is not None and name != 'value' else x
+    def heads(x_RxD: jax.Array, name: str, number: int) -> jax.Array:
+      dense = self.dense(
+        number * self.head_dim, use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=self.kernel_init(name), name=name
+      )
+      return dense(x_RxD).reshape(B, -1, number, self.head_dim)
 
-    query = heads('query', self.num_heads)
-    kv = KeyValue(heads('key', self.num_kv_heads), heads('value', self.num_kv_heads))
+    def place(x_BxNxHxD: jax.Array) -> jax.Array:
+      x = x_BxNxHxD.transpose(0, 2, 1, 3)
+      return rotate(x, turn) if turn is not None else x
+
+    query = heads(x_RxD, 'query', self.num_heads)
+    if isinstance(source, KeyValue):
+      kv = source
+      query = place(self._normalised(query, query)[0])
+    else:
+      of = x_RxD if source is None else source.reshape(-1, source.shape[-1])
+      query, key = self._normalised(query, heads(of, 'key', self.num_kv_heads))
+      query, kv = place(query), KeyValue(place(key), heads(of, 'value', self.num_kv_heads).transpose(0, 2, 1, 3))
     if cache is not None:
       write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, axis=2)
       kv = KeyValue(write(cache.key, kv.key), write(cache.value, kv.value))
-    out = attend(query, kv.key, kv.value, mask_BxQxK).transpose(0, 2, 1, 3).reshape(B * N, -1)
-    start = nn.initializers.variance_scaling(self.output_scale**2, 'fan_in', 'truncated_normal')
-    out = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=start, name='output')(out)
-    return out.reshape(B, N, width), kv
+    if self.abf_window is not None:
+      query = logits.scale_queries(query, positions_BxQ, window=self.abf_window, layer=0, exempt_layers=0)
+
+    def change(logits_BxHxQxK: jax.Array) -> jax.Array:
+      if self.temperature is not None:
+        temper = logits.SoftmaxTemperature(self.num_heads, self.num_positions, form=self.temperature, name='softmax')
+        logits_BxHxQxK = temper(logits_BxHxQxK, positions_BxQ)
+      logits_BxHxQxK = logits.soft_cap(logits_BxHxQxK, cap=self.logit_cap)
+      self.sow('attention', 'logits', logits_BxHxQxK)
+      return logits_BxHxQxK
+
+    sink_H = logits.SinkLogit(self.num_heads, name='sink')() if self.has_sink else None
+    out = attend(query, kv.key, kv.value, mask_BxQxK, change=change, sink_H=sink_H).transpose(0, 2, 1, 3).reshape(B * Q, -1)
+    dense = self.dense(width, use_bias=False, dtype=self.dtype, kernel_init=self.kernel_init('output'), name='output')
+    return dense(out).reshape(B, Q, width), kv
+
+  @nn.nowrap
+  def _normalised(self, query_BxNxHxD: jax.Array, key_BxNxHxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    if self.qk_norm is None:
+      return query_BxNxHxD, key_BxNxHxD
+    if self.qk_norm == 'rms':
+      norm = lambda name, x: norms.RMSNorm(eps=self.norm_eps, name=name)(x)
+      return norm('query_norm', query_BxNxHxD), norm('key_norm', key_BxNxHxD)
+    return qk_norm.QKNorm(form=self.qk_norm, eps=self.norm_eps, name='query_key_norm')(query_BxNxHxD, key_BxNxHxD)

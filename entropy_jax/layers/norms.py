@@ -38,3 +38,24 @@ class RMSNorm(nn.Module):
   def __call__(self, x_xD: jax.Array) -> jax.Array:
     scale = self.param('scale', nn.initializers.ones_init(), (x_xD.shape[-1],), jnp.float32)
     return rms_normalize(x_xD, scale, eps=self.eps)
+
+
+class LayerNorm(nn.Module):
+  """y = scale * (x - mean_D(x)) / sqrt(var_D(x) + eps) + bias, with a learnt scale that starts at 1 and a bias that starts at 0.
+
+  Attributes:
+    eps: > 0.
+
+  Reference: Ba, Kiros and Hinton, Layer Normalization, arXiv 1607.06450, eq. 4 (no eps there).
+  """
+
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x_xD: jax.Array) -> jax.Array:
+    shape = (x_xD.shape[-1],)
+    scale = self.param('scale', nn.initializers.ones_init(), shape, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros_init(), shape, jnp.float32)
+    x = x_xD.astype(jnp.float32)
+    y = rms_normalize(x - jnp.mean(x, axis=-1, keepdims=True), scale, eps=self.eps)
+    return (y + bias.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x_xD.dtype)

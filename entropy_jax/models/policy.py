@@ -1,15 +1,35 @@
-"""What rollout and scoring need of a model, as pure functions: the one place that says how a policy is called."""
+"""What rollout and scoring need of a model, as pure functions: the one place that says how a policy is called.
 
-from collections.abc import Callable
+A flax model becomes pure functions by `pure`. Its parameters are one tree: those of the collection 'params' alone or, where the model has
+reparametrised maps (layers/spectral.py), {'params': ..., 'spectral': ...}. The vectors u in there have gradient 0, so that no optimizer
+moves them; `advance` does, once an update. No forward pass changes anything.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from entropy_jax.types import Params
+from entropy_jax.layers import spectral
+from entropy_jax.types import Params, PyTree
 
 Cache = Any
 # (params, tokens_BxN, mask_BxN) -> hidden_BxNxD or logits_BxNxV
 PolicyFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
+
+
+class AttentionLogits(NamedTuple):
+  """What measures of attention read: logits after scale, temperature and cap and before any mask; float32, bool."""
+
+  logits_LxBxHxQxK: jax.Array
+  mask_BxQxK: jax.Array
+
+
+def unchanged(params: Params) -> Params:
+  """`advance` of a model without state."""
+  return params
 
 
 class Policy(NamedTuple):
@@ -23,6 +43,8 @@ class Policy(NamedTuple):
     start: (params, tokens_BxP, mask_BxP, num_tokens) -> (cache, logits_BxV): reads the prompt (padded on the left), makes room
       for num_tokens more, and returns the logits of the first response token.
     step: (params, cache, token_B) -> (cache, logits_BxV): appends one token and returns the logits of the next.
+    advance: params -> params, one step of the power iteration of every reparametrised map; made once after every optimizer update.
+    attention: (params, tokens_BxN, mask_BxN) -> AttentionLogits, differentiable; None for a policy without attention.
   """
 
   init: Callable[[jax.Array], Params]
@@ -30,7 +52,57 @@ class Policy(NamedTuple):
   head: Callable[[Params, jax.Array], jax.Array]
   start: Callable[[Params, jax.Array, jax.Array, int], tuple[Cache, jax.Array]]
   step: Callable[[Params, Cache, jax.Array], tuple[Cache, jax.Array]]
+  advance: Callable[[Params], Params] = unchanged
+  attention: Callable[[Params, jax.Array, jax.Array], AttentionLogits] | None = None
 
   def logits(self, params: Params, tokens_BxN: jax.Array, mask_BxN: jax.Array) -> jax.Array:
     """logits_BxNxV of every position at once; scoring works in chunks instead (rollout/score.py)."""
     return self.head(params, self.hidden(params, tokens_BxN, mask_BxN))
+
+
+class Pure(NamedTuple):
+  """A flax model as pure functions of one tree of parameters.
+
+  Attributes:
+    init: (key, *inputs of the model's __call__) -> params.
+    call: (method, params, *inputs) -> what the method returns.
+    sown: (method, params, *inputs) -> the collection 'attention' that the method sows.
+    advance: as in `Policy`.
+  """
+
+  init: Callable[..., Params]
+  call: Callable[..., Any]
+  sown: Callable[..., PyTree]
+  advance: Callable[[Params], Params]
+
+
+def pure(model: nn.Module, *, has_state: bool) -> Pure:
+  """The model's functions; has_state says whether it has the collection 'spectral'."""
+
+  def variables(params: Params) -> dict[str, PyTree]:
+    return {'params': params['params'], 'spectral': params['spectral']} if has_state else {'params': params}
+
+  def init(key: jax.Array, *inputs: Any) -> Params:
+    made = model.init(key, *inputs, mutable=['params', 'spectral'])
+    return {'params': made['params'], 'spectral': made['spectral']} if has_state else made['params']
+
+  def call(method: str, params: Params, *inputs: Any) -> Any:
+    return model.apply(variables(params), *inputs, method=method)
+
+  def sown(method: str, params: Params, *inputs: Any) -> PyTree:
+    return model.apply(variables(params), *inputs, method=method, mutable=['attention'])[1]['attention']
+
+  def advance(params: Params) -> Params:
+    return {'params': params['params'], 'spectral': spectral.advance(params['params'], params['spectral'])}
+
+  return Pure(init, call, sown, advance if has_state else unchanged)
+
+
+def plain_params(params: Params) -> Params:
+  """The trained parameters alone, without the state of reparametrised maps."""
+  return params['params'] if set(params) == {'params', 'spectral'} else params
+
+
+def stacked_logits(sown: PyTree, names: Sequence[str], part: str = 'attention') -> jax.Array:
+  """logits_LxBxHxQxK of the attention called `part` in the blocks of these names, from what a model sowed."""
+  return jnp.stack([sown[name][part]['logits'][0] for name in names])

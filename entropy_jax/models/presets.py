@@ -32,7 +32,7 @@ _QWEN3 = DecoderConfig(
   mlp_width=3072,
   max_length=40960,
   rope_theta=1e6,
-  qk_norm=True,
+  qk_norm='rms',
 )
 _LLAMA3_2 = DecoderConfig(
   vocab_size=128256,

@@ -1,103 +1,54 @@
 """The one decoder: a causal transformer set by a frozen configuration, for small studies and for published families.
 
-It covers Qwen2, Qwen2.5, Qwen3 and Llama 3 (models/presets.py) and the architectural variants that studies compare: pre-, post- or no
-normalisation, learned or rotary positions. Prompts are padded on the left and responses on the right; the content of padding is replaced
-at entry, so that it can reach nothing.
+It covers Qwen2, Qwen2.5, Qwen3 and Llama 3 (models/presets.py) and every variant of layers/block.py. Prompts are padded on the left and
+responses on the right; the content of padding is replaced at entry, so that it can reach nothing.
 """
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from entropy_jax.layers import attention, norms
+from entropy_jax.layers import attention, block, logits, placement
+from entropy_jax.models import policy
 from entropy_jax.models.policy import Policy
-from entropy_jax.transform import nearest
 from entropy_jax.types import Params, UserError
-
-_CHOICES = {'positions': ('rotary', 'learned'), 'norm': ('pre', 'post', 'none'), 'dtype': ('float32', 'bfloat16')}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-  """Shape and variants of the decoder.
+class DecoderConfig(block.BlockConfig):
+  """Shape and variants of the decoder: those of `layers.block.BlockConfig`, and of what stands around its blocks.
 
   Attributes:
     vocab_size: V.
-    width: D, of the residual stream.
-    num_layers: L.
-    num_heads: query heads H.
-    num_kv_heads: key-value heads, a divisor of num_heads; None for num_heads.
-    head_dim: None for width / num_heads; even with rotary positions.
-    mlp_width: hidden width of the SwiGLU MLP.
-    max_length: longest N = P + T that is accepted; size of the table of learned positions.
-    positions: 'rotary' or 'learned'.
+    max_length: longest N = P + T that is accepted; size of the table of learned positions and of those of softmax temperatures.
+    positions: 'rotary', with an even head_dim, or 'learned'.
     rope_theta: base of the rotary frequencies.
     rope_scaling: Llama 3's, None for none.
-    qkv_bias: biases on query, key and value.
-    qk_norm: RMSNorm on query and key heads.
-    norm: 'pre' x + f(norm(x)) and a last norm; 'post' norm(x + f(x)); 'none' x + f(x).
-    norm_eps: of every RMSNorm.
-    tie_embeddings: the head is the transposed embedding.
-    dtype: of the arithmetic, 'float32' or 'bfloat16'; parameters, softmax and logits are float32 always.
-    remat: recompute each block in the backward pass, for memory.
+    tie_embeddings: the head is the transposed embedding. Neither it nor an untied head is reparametrised by `linear`.
+    final_logit_cap: of the logits of the vocabulary, None for none.
   """
 
   vocab_size: int
-  width: int
-  num_layers: int
-  num_heads: int
-  mlp_width: int
   max_length: int
-  num_kv_heads: int | None = None
-  head_dim: int | None = None
   positions: str = 'rotary'
   rope_theta: float = 10000.0
   rope_scaling: attention.RopeScaling | None = None
-  qkv_bias: bool = False
-  qk_norm: bool = False
-  norm: str = 'pre'
-  norm_eps: float = 1e-6
   tie_embeddings: bool = True
-  dtype: str = 'float32'
-  remat: bool = False
+  final_logit_cap: float | None = None
 
   def __post_init__(self) -> None:
-    sizes = ('vocab_size', 'width', 'num_layers', 'num_heads', 'mlp_width', 'max_length', 'num_kv_heads', 'head_dim')
-    for key in sizes:
-      value = getattr(self, key)
-      optional = key in ('num_kv_heads', 'head_dim') and value is None
-      if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise UserError(f'{key} is {value!r}: give a positive integer.')
-    for key, allowed in _CHOICES.items():
-      value = getattr(self, key)
-      if value not in allowed:
-        raise UserError(f'{key} is {value!r}: choose one of {", ".join(allowed)}.{nearest(str(value), allowed)}')
-    for key in ('rope_theta', 'norm_eps'):
-      if not getattr(self, key) > 0:
-        raise UserError(f'{key} is {getattr(self, key)!r}: give a positive number.')
-    if self.head_dim is None and self.width % self.num_heads:
-      raise UserError(
-        f'num_heads is {self.num_heads}, which does not divide width ({self.width}): choose a divisor or give head_dim.'
-      )
-    if self.num_heads % self.kv_heads:
-      raise UserError(f'num_kv_heads is {self.kv_heads}: choose a divisor of num_heads ({self.num_heads}).')
+    super().__post_init__()
+    block.check_sizes(self, ('vocab_size', 'max_length'))
+    block.check_choices(self, {'positions': ('rotary', 'learned')})
+    block.check_positive(self, ('rope_theta', 'final_logit_cap'))
     if self.positions == 'rotary' and self.head_size % 2:
       raise UserError(f"head_dim is {self.head_size}: rotary positions turn pairs, so give an even one or positions='learned'.")
     if self.rope_scaling is not None and self.positions != 'rotary':
       raise UserError(f"rope_scaling is set while positions is {self.positions!r}: set it to None or positions='rotary'.")
-
-  @property
-  def kv_heads(self) -> int:
-    return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-
-  @property
-  def head_size(self) -> int:
-    return self.width // self.num_heads if self.head_dim is None else self.head_dim
 
 
 @struct.dataclass
@@ -110,68 +61,11 @@ class DecoderCache:
   index: jax.Array  # int32 scalar, the next slot
 
 
-class MLP(nn.Module):
-  """SwiGLU: down(silu(gate(x)) * up(x)).
-
-  Reference: Shazeer, GLU Variants Improve Transformer, arXiv 2002.05202, eq. 6.
-  """
-
-  hidden: int
-  output_scale: float
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x_BxNxD: jax.Array) -> jax.Array:
-    dense = lambda size, name, **kwargs: nn.Dense(size, use_bias=False, dtype=self.dtype, name=name, **kwargs)
-    start = nn.initializers.variance_scaling(self.output_scale**2, 'fan_in', 'truncated_normal')
-    x_RxD = x_BxNxD.reshape(-1, x_BxNxD.shape[-1])  # matrices, see layers/attention.py
-    gated = nn.silu(dense(self.hidden, 'gate')(x_RxD)) * dense(self.hidden, 'up')(x_RxD)
-    return dense(x_BxNxD.shape[-1], 'down', kernel_init=start)(gated).reshape(x_BxNxD.shape)
-
-
-class Block(nn.Module):
-  """Attention, then MLP, each added to the stream."""
-
-  config: DecoderConfig
-
-  @nn.compact
-  def __call__(
-    self,
-    x_BxNxD: jax.Array,
-    mask_BxQxK: jax.Array,
-    turn: attention.Rotation | None,
-    cache: attention.KeyValue | None = None,
-    index: jax.Array | int = 0,
-  ) -> tuple[jax.Array, attention.KeyValue]:
-    c = self.config
-    # The stream is a sum of 2L outputs: scaled down so that its variance at the start does not grow with depth.
-    scale, dtype = (2 * c.num_layers) ** -0.5, jnp.dtype(c.dtype)
-
-    def norm(x: jax.Array, name: str, place: str) -> jax.Array:
-      return norms.RMSNorm(eps=c.norm_eps, name=name)(x) if c.norm == place else x
-
-    attend = attention.SelfAttention(
-      num_heads=c.num_heads,
-      num_kv_heads=c.kv_heads,
-      head_dim=c.head_size,
-      qkv_bias=c.qkv_bias,
-      qk_norm=c.qk_norm,
-      norm_eps=c.norm_eps,
-      output_scale=scale,
-      dtype=dtype,
-      name='attention',
-    )
-    out, kv = attend(norm(x_BxNxD, 'attention_norm', 'pre'), mask_BxQxK, turn, cache, index)
-    x = norm(x_BxNxD + out, 'attention_norm', 'post')
-    out = MLP(c.mlp_width, scale, dtype, name='mlp')(norm(x, 'mlp_norm', 'pre'))
-    return norm(x + out, 'mlp_norm', 'post'), kv
-
-
 class Decoder(nn.Module):
   """Token ids to hidden states and logits; `start` and `step` are the same network with a cache.
 
-  Parameters: embed [V, D], position [max_length, D] (learned positions), block_i/{attention_norm, attention/{query, key, value, output,
-  query_norm, key_norm}, mlp_norm, mlp/{gate, up, down}}, final_norm (pre), unembed/kernel [D, V] (untied).
+  Parameters: embed [V, D], position [max_length, D] (learned positions), block_i as in `layers.block.Block`, final_norm (pre), unembed
+  [D, V] (untied).
   """
 
   config: DecoderConfig
@@ -182,10 +76,9 @@ class Decoder(nn.Module):
     self.embed = self.param('embed', start, (c.vocab_size, c.width), jnp.float32)
     if c.positions == 'learned':
       self.position = self.param('position', start, (c.max_length, c.width), jnp.float32)
-    block = nn.remat(Block) if c.remat else Block
-    self.block = [block(c) for _ in range(c.num_layers)]
-    if c.norm == 'pre':
-      self.final_norm = norms.RMSNorm(eps=c.norm_eps)
+    self.block = block.stack(c, num_positions=c.max_length)
+    if placement.has_final_norm(c.norm):
+      self.final_norm = block.norm_of(c)()
     if not c.tie_embeddings:
       self.unembed = self.param('unembed', nn.initializers.lecun_normal(), (c.width, c.vocab_size), jnp.float32)
 
@@ -202,7 +95,8 @@ class Decoder(nn.Module):
     """logits_...xV in float32."""
     kernel = self.embed.T if self.config.tie_embeddings else self.unembed
     kernel = kernel.astype(self.config.dtype)
-    return jnp.matmul(hidden_xD.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+    logits_xV = jnp.matmul(hidden_xD.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+    return logits.soft_cap(logits_xV, cap=self.config.final_logit_cap)
 
   def start(self, tokens_BxP: jax.Array, mask_BxP: jax.Array, num_tokens: int) -> tuple[DecoderCache, jax.Array]:
     """Reads the prompt and makes room for num_tokens."""
@@ -222,10 +116,11 @@ class Decoder(nn.Module):
     """Appends one token to every row."""
     slot = jnp.arange(cache.real_BxN.shape[1]) == cache.index
     real_BxN = cache.real_BxN | slot[None]
-    x, turn = self._inputs(token_B[:, None], cache.position_B[:, None])
+    positions_Bx1 = cache.position_B[:, None]
+    x, turn = self._inputs(token_B[:, None], positions_Bx1)
     layers = []
-    for block, kv in zip(self.block, cache.layers, strict=True):
-      x, kv = block(x, real_BxN[:, None], turn, kv, cache.index)
+    for one, kv in zip(self.block, cache.layers, strict=True):
+      x, kv, _ = one(x, real_BxN[:, None], positions_Bx1, turn, kv, cache.index)
       layers.append(kv)
     cache = DecoderCache(tuple(layers), real_BxN, cache.position_B + 1, cache.index + 1)
     return cache, self.head(self._last_norm(x)[:, 0])
@@ -233,12 +128,12 @@ class Decoder(nn.Module):
   def _prefill(self, tokens_BxN: jax.Array, mask_BxN: jax.Array) -> tuple[jax.Array, list[attention.KeyValue]]:
     # Ids in padding may be anything, even out of range: they are replaced before they are looked up.
     tokens = jnp.where(mask_BxN, tokens_BxN, 0)
-    positions = jnp.maximum(jnp.cumsum(mask_BxN, axis=1, dtype=jnp.int32) - 1, 0)
-    x, turn = self._inputs(tokens, positions)
+    positions_BxN = attention.positions(mask_BxN)
+    x, turn = self._inputs(tokens, positions_BxN)
     seen = attention.causal_mask(mask_BxN)
     layers = []
-    for block in self.block:
-      x, kv = block(x, seen, turn)
+    for one in self.block:
+      x, kv, _ = one(x, seen, positions_BxN, turn)
       layers.append(kv)
     return self._last_norm(x), layers
 
@@ -254,7 +149,7 @@ class Decoder(nn.Module):
     return x.astype(c.dtype), turn
 
   def _last_norm(self, x_BxNxD: jax.Array) -> jax.Array:
-    return self.final_norm(x_BxNxD) if self.config.norm == 'pre' else x_BxNxD
+    return self.final_norm(x_BxNxD) if placement.has_final_norm(self.config.norm) else x_BxNxD
 
   def _check_length(self, length: int) -> None:
     if length > self.config.max_length:
@@ -265,24 +160,28 @@ class Decoder(nn.Module):
 
 def transformer_policy(config: DecoderConfig) -> Policy:
   """The decoder as a `Policy`; params are float32 whatever config.dtype."""
-  model = Decoder(config)
+  model = policy.pure(Decoder(config), has_state=config.has_state)
 
   def init(key: jax.Array) -> Params:
-    return model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))['params']
+    return model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 
-  def call(method: str, params: Params, *args: Any) -> Any:
-    return model.apply({'params': params}, *args, method=method)
+  def read(params: Params, tokens_BxN: jax.Array, mask_BxN: jax.Array) -> policy.AttentionLogits:
+    sown = model.sown('hidden', params, tokens_BxN, mask_BxN)
+    names = [f'block_{i}' for i in range(config.num_layers)]
+    return policy.AttentionLogits(policy.stacked_logits(sown, names), attention.causal_mask(mask_BxN))
 
   return Policy(
     init=init,
-    hidden=functools.partial(call, 'hidden'),
-    head=functools.partial(call, 'head'),
-    start=functools.partial(call, 'start'),
-    step=functools.partial(call, 'step'),
+    hidden=functools.partial(model.call, 'hidden'),
+    head=functools.partial(model.call, 'head'),
+    start=functools.partial(model.call, 'start'),
+    step=functools.partial(model.call, 'step'),
+    advance=model.advance,
+    attention=read,
   )
 
 
 def num_parameters(config: DecoderConfig) -> int:
-  """Number of parameters, from the shapes alone."""
+  """Number of parameters, from the shapes alone; the vectors u of reparametrised maps are state and do not count."""
   shapes = jax.eval_shape(transformer_policy(config).init, jax.random.key(0))
-  return sum(x.size for x in jax.tree.leaves(shapes))
+  return sum(x.size for x in jax.tree.leaves(policy.plain_params(shapes)))

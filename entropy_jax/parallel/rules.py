@@ -14,15 +14,23 @@ DATA = 'data'  # the one axis of the mesh: batch rows and parameter shards alike
 # end of path and so the same partition. The axis that is cut is the largest one that every preset of models/presets.py can divide by
 # 8, 16, 32: the width, or the product of heads and head size. Norm scales and biases are too small to be worth a message.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
-  (r'(^|/)embed$', PartitionSpec(None, DATA)),  # [V, D]
-  (r'(^|/)position$', PartitionSpec(None, DATA)),  # [max_length, D]
+  (r'(^|/)(source_|target_)?embed$', PartitionSpec(None, DATA)),  # [V, D]
+  (r'(^|/)(source_|target_)?position$', PartitionSpec(None, DATA)),  # [max_length, D]
   (r'(^|/)unembed$', PartitionSpec(DATA, None)),  # [D, V]
-  (r'(^|/)attention/(query|key|value)/kernel$', PartitionSpec(DATA, None)),  # [D, H head_dim]
-  (r'(^|/)attention/output/kernel$', PartitionSpec(None, DATA)),  # [H head_dim, D]
-  (r'(^|/)mlp/(gate|up)/kernel$', PartitionSpec(DATA, None)),  # [D, hidden]
+  (r'(^|/)(cross_)?attention/(query|key|value)/kernel$', PartitionSpec(DATA, None)),  # [D, H head_dim]
+  (r'(^|/)(cross_)?attention/output/kernel$', PartitionSpec(None, DATA)),  # [H head_dim, D]
+  (r'(^|/)mlp/(gate|up|fused)/kernel$', PartitionSpec(DATA, None)),  # [D, hidden]
   (r'(^|/)mlp/down/kernel$', PartitionSpec(None, DATA)),  # [hidden, D]
-  (r'(^|/)attention/(query|key|value)/bias$', PartitionSpec()),
+  (r'(^|/)patch/kernel$', PartitionSpec(None, DATA)),  # [patch^2 channels, D]
+  (r'(^|/)head/kernel$', PartitionSpec(DATA, None)),  # [D, classes]
+  (r'(^|/)(query|key|value|patch|head|\w+_norm)/bias$', PartitionSpec()),
   (r'(^|/)(\w+_norm)/scale$', PartitionSpec()),
+  (r'(^|/)class_token$', PartitionSpec()),  # [D]
+  (r'(^|/)(gain|u)$', PartitionSpec()),  # of a reparametrised map: [], and [outputs] as every device needs it
+  (r'(^|/)softmax/temperature$', PartitionSpec()),  # [H, positions]
+  (r'(^|/)sink/sink$', PartitionSpec()),  # [H]
+  (r'(^|/)mlp/(alpha|beta)$', PartitionSpec()),
+  (r'(^|/)crrelu/epsilon$', PartitionSpec()),
   (r'(^|/)table_PROMPTSxTxSxV$', PartitionSpec(DATA)),  # tabular policies
 )
 

@@ -3,18 +3,47 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 from entropy_jax.transform import check_range, nearest
-from entropy_jax.types import UserError
+from entropy_jax.types import Params, PyTree, UserError
 
 SCHEDULES = ('constant', 'linear', 'cosine')
+
+
+def is_matrix(params: Params) -> PyTree:
+  """Which parameters are matrices (True or False for each): kernels, embeddings and tables, and so what weight decay is for.
+
+  Biases, scales of norms, gains of reparametrised maps and the vectors of their state have at most one axis and are none; the
+  temperatures of attention, one a head and position, have two and are none either.
+  """
+
+  def one(path: tuple[Any, ...], x: jax.Array) -> bool:
+    return x.ndim >= 2 and not (path and getattr(path[-1], 'key', '') == 'temperature')
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _adamw(rate: optax.Schedule, **kwargs: Any) -> optax.GradientTransformation:
+  return optax.adamw(rate, mask=is_matrix, **kwargs)
+
+
+def _lion(rate: optax.Schedule, **kwargs: Any) -> optax.GradientTransformation:
+  return optax.lion(rate, mask=is_matrix, **kwargs)
+
+
+def _lars(rate: optax.Schedule, *, momentum: float | None, **kwargs: Any) -> optax.GradientTransformation:
+  # Off is 0 here. What is no matrix has no trust ratio either: a gain of 1 would otherwise move by a thousandth of the rate.
+  return optax.lars(rate, momentum=momentum or 0.0, weight_decay_mask=is_matrix, trust_ratio_mask=is_matrix, **kwargs)
+
 
 # What each rule takes beside the learning rate.
 _TAKES: dict[str, tuple[Callable[..., optax.GradientTransformation], tuple[str, ...]]] = {
   'adam': (optax.adam, ('b1', 'b2', 'eps')),
-  'adamw': (optax.adamw, ('b1', 'b2', 'eps', 'weight_decay')),
-  'lion': (optax.lion, ('b1', 'b2', 'weight_decay')),
+  'adamw': (_adamw, ('b1', 'b2', 'eps', 'weight_decay')),
+  'lars': (_lars, ('momentum', 'weight_decay')),
+  'lion': (_lion, ('b1', 'b2', 'weight_decay')),
   'rmsprop': (optax.rmsprop, ('eps', 'momentum')),
   'sgd': (optax.sgd, ('momentum',)),
 }
@@ -108,10 +137,11 @@ def make_optimizer(
     learning_rate: peak rate, in (0, inf).
     schedule, warmup_steps, num_steps, final_fraction: see `make_schedule`.
     max_grad_norm: the gradient is scaled down to this global norm, in (0, inf); None: no clipping.
-    weight_decay: decoupled, times the learning rate, in [0, inf); adamw and lion only.
+    weight_decay: of matrices alone (`is_matrix`), in [0, inf); adamw and lion: decoupled, times the learning rate; lars: added to the
+      gradient before the trust ratio .001 |p| / |gradient|.
     b1, b2: decay of the first and second moment, in [0, 1); adam, adamw and lion.
     eps: added to the denominator, in (0, inf); adam, adamw and rmsprop.
-    momentum: heavy-ball momentum in [0, 1), sgd and rmsprop only; None: off.
+    momentum: heavy-ball momentum in [0, 1), sgd, lars and rmsprop only; None: off.
 
   Raises:
     UserError: an unknown name, a value out of range, or a hyper-parameter that the rule does not take.

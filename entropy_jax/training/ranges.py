@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from entropy_jax import catalog
+from entropy_jax.layers import activations
 from entropy_jax.parallel import processes
 from entropy_jax.training import profiling
 from entropy_jax.transform import check_range, nearest
@@ -48,10 +49,21 @@ DECODER = {
   'positions': 'rotary | learned',
   'rope_theta': '(0, inf)',
   'qkv_bias': 'bool',
-  'qk_norm': 'bool',
-  'norm': 'pre | post | none',
+  'linear': 'dense | sigma_reparam | spectral_norm',
+  'gain_init': 'one | sigma',
+  'kernel_init': 'fan_in | vision | speech',
+  'norm': 'pre | post | none | deepnorm',
+  'norm_kind': 'rms | layer',
   'norm_eps': '(0, inf)',
+  'qk_norm': 'rms | layer | l2 or None',
+  'activation': f'swiglu | {activations.NAMES} | fused',
+  'logit_cap': '(0, inf) or None',
+  'sink': 'bool',
+  'softmax_temperature': 'softplus | clip or None',
+  'entropy_abf_window': 'int [2, inf) or None',
+  'entropy_abf_exempt': 'int [0, inf)',
   'tie_embeddings': 'bool',
+  'final_logit_cap': '(0, inf) or None',
   'dtype': 'float32 | bfloat16',
   'remat': 'bool',
 }

@@ -57,7 +57,7 @@ def update(
   Args:
     state: before the step.
     batch: prepared by `Objective.prepare`; logp_BxT, entropy_BxT and stats are overwritten by the current policy's.
-    objective, policy, tx: static.
+    objective, policy, tx: static. `policy.advance` is called once, after the change of the parameters.
     temperature: of the sampling distribution that is scored.
     num_slices: the gradient is accumulated over this many slices of whole sequences; the result does not depend on it.
     ledger: whether to account for the entropy change, at the cost of three more passes over the batch; the update is the same. An
@@ -113,7 +113,7 @@ def update(
   (_, (ratio, planned, (objective_state, metrics))), gradient = compute(state.params)
   ratio, gradient = split.total((ratio, gradient))
   gradient = jax.tree.map(lambda g: Ratio(g, ratio.den).compute(), gradient)
-  new, metrics = _apply(state, tx, ratio.compute(), gradient, objective_state, metrics)
+  new, metrics = _apply(state, policy, tx, ratio.compute(), gradient, objective_state, metrics)
   if ledger or objective.observe is not None:
     how = {'objective': objective, 'policy': policy, 'tx': tx, 'temperature': temperature, 'num_slices': num_slices, 'split': split}
     found = ledgers.entries(state, new, gradient, ratio.den, planned, own, **how)
@@ -125,12 +125,20 @@ def update(
 
 
 def _apply(
-  state: TrainState, tx: optax.GradientTransformation, loss: jax.Array, gradient: Params, objective_state: Any, metrics: Metrics
+  state: TrainState,
+  policy: Policy,
+  tx: optax.GradientTransformation,
+  loss: jax.Array,
+  gradient: Params,
+  objective_state: Any,
+  metrics: Metrics,
 ) -> tuple[TrainState, Metrics]:
   norm = optax.tree.norm(gradient)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   changes, opt_state = tx.update(gradient, state.opt_state, state.params)
-  proposed = state.replace(params=optax.apply_updates(state.params, changes), opt_state=opt_state, objective_state=objective_state)
+  # Here and in no forward pass, so that slices, devices and rematerialisation change nothing: one step of what is no parameter.
+  params = policy.advance(optax.apply_updates(state.params, changes))
+  proposed = state.replace(params=params, opt_state=opt_state, objective_state=objective_state)
   # Selected on the device: a bad update never reaches the parameters, and no host sync is needed to know that it was bad.
   kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
   kept = kept.replace(num_updates=state.num_updates + 1, num_rejected=state.num_rejected + (~finite).astype(jnp.int32))

@@ -46,3 +46,22 @@ class TestRMSNorm:
     params = layer.init(jax.random.key(1), x)
     np.testing.assert_array_equal(params['params']['scale'], np.ones(8))
     np.testing.assert_allclose(jnp.mean(jnp.square(layer.apply(params, x)), axis=-1), np.ones((2, 3)), rtol=1e-4)
+
+
+class TestLayerNorm:
+  def test_by_hand(self):
+    # mean 2, variance (1 + 1 + 4 + 4) / 4 = 2.5: sqrt(2.5 + eps) = 2; then scale 2 and bias 1
+    params = {'scale': jnp.full(4, 2.0), 'bias': jnp.ones(4)}
+    y = norms.LayerNorm(eps=1.5).apply({'params': params}, jnp.array([[1.0, 3.0, 0.0, 4.0]]))
+    np.testing.assert_allclose(y, [[0.0, 2.0, -1.0, 3.0]], atol=1e-6)
+
+  def test_starts_with_mean_zero_and_variance_one(self):
+    x = 1e4 + jax.random.normal(jax.random.key(0), (2, 3, 8))  # a mean that a variance E[x^2] - E[x]^2 would not survive
+    y, params = norms.LayerNorm().init_with_output(jax.random.key(1), x)
+    assert jax.tree.map(jnp.shape, params['params']) == {'scale': (8,), 'bias': (8,)}
+    np.testing.assert_allclose(jnp.mean(y, axis=-1), np.zeros((2, 3)), atol=1e-2)
+    np.testing.assert_allclose(jnp.var(y, axis=-1), np.ones((2, 3)), rtol=1e-2)
+
+  def test_keeps_bfloat16(self):
+    y, params = norms.LayerNorm().init_with_output(jax.random.key(1), jnp.ones((2, 4), jnp.bfloat16))
+    assert y.dtype == jnp.bfloat16 and params['params']['scale'].dtype == jnp.float32

@@ -8,7 +8,7 @@ def by_hand(c):
   """Parameters by arithmetic: one term for each matrix and vector of the published description."""
   q, kv = c.num_heads * c.head_size, c.kv_heads * c.head_size
   attention = c.width * (q + 2 * kv) + q * c.width
-  attention += (q + 2 * kv) * c.qkv_bias + 2 * c.head_size * c.qk_norm
+  attention += (q + 2 * kv) * c.qkv_bias + 2 * c.head_size * (c.qk_norm == 'rms')
   layer = attention + 3 * c.width * c.mlp_width + 2 * c.width
   return c.vocab_size * c.width * (1 if c.tie_embeddings else 2) + c.num_layers * layer + c.width
 

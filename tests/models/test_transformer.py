@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from entropy_jax.layers import attention, spectral
 from entropy_jax.layers.attention import RopeScaling
 from entropy_jax.models import transformer
 from entropy_jax.types import UserError
@@ -14,10 +15,18 @@ BASE = transformer.DecoderConfig(vocab_size=11, width=16, num_layers=2, num_head
 CONFIGS = {
   'plain': BASE,
   'grouped': dataclasses.replace(BASE, num_kv_heads=2, qkv_bias=True),
-  'qk_norm': dataclasses.replace(BASE, num_kv_heads=1, head_dim=6, qk_norm=True, tie_embeddings=False),
+  'qk_norm': dataclasses.replace(BASE, num_kv_heads=1, head_dim=6, qk_norm='rms', tie_embeddings=False),
   'scaled': dataclasses.replace(BASE, rope_scaling=RopeScaling(factor=4.0, original_max_position=32), rope_theta=100.0),
   'learned': dataclasses.replace(BASE, positions='learned', norm='post', head_dim=5),
   'no_norm': dataclasses.replace(BASE, norm='none', remat=True),
+  # Every option of the block in one of these; the layers' own tests say what each does.
+  'sigma_reparam': dataclasses.replace(BASE, linear='sigma_reparam', qkv_bias=True, qk_norm='l2', remat=True),
+  'spectral_norm, post': dataclasses.replace(BASE, linear='spectral_norm', norm='post', norm_kind='layer', sink=True, activation='gelu'),
+  'deepnorm': dataclasses.replace(BASE, norm='deepnorm', positions='learned', softmax_temperature='softplus', logit_cap=3.0),
+  'fused': dataclasses.replace(BASE, norm='none', activation='fused', softmax_temperature='clip', sink=True, num_kv_heads=2),
+  'entropy_abf': dataclasses.replace(
+    BASE, entropy_abf_window=3, entropy_abf_exempt=1, qk_norm='layer', activation='crrelu', logit_cap=3.0, final_logit_cap=5.0
+  ),
 }
 
 
@@ -31,7 +40,10 @@ def make(name):
   def init():
     leaves, tree = jax.tree.flatten(policy.init(jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(tree, [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+    moved = jax.tree.unflatten(tree, [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+    if config.has_state:
+      moved['spectral'] = jax.tree.map(lambda u: u / jnp.linalg.norm(u), moved['spectral'])
+    return moved
 
   return policy, init()
 
@@ -190,6 +202,67 @@ class TestCache:
     assert not bad, bad
 
 
+class TestAttention:
+  def test_logits_of_the_first_layer(self):
+    policy, params = make('learned')  # post-norm without rotation: the first layer reads the embeddings as they are
+    tokens, mask = ragged()
+    got, seen = jax.jit(policy.attention)(params, tokens, mask)
+    assert got.shape == (2, 5, 4, 8, 8) and got.dtype == jnp.float32
+    np.testing.assert_array_equal(seen, attention.causal_mask(mask))
+    p = jax.tree.map(np.asarray, params)
+    places = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    x = p['embed'][np.where(mask, tokens, 0)] + p['position'][places]
+    q, k = ((x @ p['block_0']['attention'][name]['kernel']).reshape(5, 8, 4, 5) for name in ('query', 'key'))
+    np.testing.assert_allclose(got[0], np.einsum('bihd,bjhd->bhij', q, k) / np.sqrt(5), rtol=1e-3, atol=1e-4)
+
+  def test_differentiable_under_remat(self):
+    policy, params = make('no_norm')
+    f = lambda params: jnp.sum(jnp.square(policy.attention(params, *ragged()).logits_LxBxHxQxK))
+    grad = jax.jit(jax.grad(f))(params)
+    assert all(np.any(grad[f'block_{i}']['attention'][name]['kernel']) for i in range(2) for name in ('query', 'key'))
+    assert not np.any(grad['block_1']['attention']['value']['kernel'])  # behind the last logits
+
+
+class TestReparametrised:
+  def test_a_decoder_converts_and_folds_back(self):
+    policy, params = make('grouped')
+    tokens, mask = ragged()
+    turned = transformer.transformer_policy(dataclasses.replace(CONFIGS['grouped'], linear='sigma_reparam', gain_init='sigma'))
+    converted = dict(zip(('params', 'spectral'), jax.jit(spectral.convert)(params), strict=True))
+    assert jax.tree.structure(converted) == jax.tree.structure(jax.eval_shape(turned.init, jax.random.key(0)))
+    want = jax.jit(policy.logits)(params, tokens, mask)
+    np.testing.assert_allclose(jax.jit(turned.logits)(converted, tokens, mask), want, rtol=1e-4, atol=1e-5)
+    folded = jax.jit(spectral.fold)(converted['params'], converted['spectral'])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), folded, params)
+
+  def test_every_map_of_a_block_and_nothing_else(self):
+    config = CONFIGS['sigma_reparam']
+    shapes = jax.eval_shape(transformer.transformer_policy(config).init, jax.random.key(0))
+    found = {'/'.join(k.key for k in path[:-1]) for path, _ in jax.tree_util.tree_leaves_with_path(shapes['spectral'])}
+    maps = ['attention/query', 'attention/key', 'attention/value', 'attention/output', 'mlp/gate', 'mlp/up', 'mlp/down']
+    assert found == {f'block_{i}/{name}' for i in range(2) for name in maps}
+    # A gain each; the vectors are no parameters.
+    dense = dataclasses.replace(config, linear='dense')
+    assert transformer.num_parameters(config) == transformer.num_parameters(dense) + 2 * 7
+
+  def test_only_advance_moves_the_state(self):
+    policy, params = make('sigma_reparam')
+    tokens, mask = ragged()
+    grad = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(policy.logits(p, tokens, mask)))))(params)
+    assert not any(np.any(g) for g in jax.tree.leaves(grad['spectral']))
+    assert all(np.any(g) for g in jax.tree.leaves(grad['params']))
+    after = jax.jit(policy.advance)(params)
+    jax.tree.map(np.testing.assert_array_equal, after['params'], params['params'])
+    want = jax.jit(spectral.advance)(params['params'], params['spectral'])
+    jax.tree.map(np.testing.assert_array_equal, after['spectral'], want)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 1e-3, after['spectral'], params['spectral'])
+    assert all(jax.tree.leaves(moved))
+
+  def test_a_plain_policy_has_nothing_to_advance(self):
+    policy, params = make('plain')
+    assert policy.advance(params) is params and 'spectral' not in params
+
+
 class TestConfig:
   @pytest.mark.parametrize(
     'changes, message',
@@ -198,13 +271,14 @@ class TestConfig:
       ({'num_layers': 1.5}, 'num_layers is 1.5'),
       ({'head_dim': -2}, 'head_dim is -2'),
       ({'positions': 'rotery'}, r"positions is 'rotery': choose one of rotary, learned.*'rotary'"),
-      ({'norm': 'prenorm'}, "norm is 'prenorm'.*'pre'"),
+      ({'norm': 'prenorm'}, r"norm is 'prenorm': choose one of pre, post, none, deepnorm.*'deepnorm'"),
       ({'dtype': 'float16'}, "dtype is 'float16'"),
       ({'rope_theta': 0.0}, 'rope_theta is 0.0: give a positive'),
       ({'norm_eps': -1e-6}, 'norm_eps is -1e-06'),
       ({'num_heads': 3}, r'num_heads is 3, which does not divide width \(16\)'),
       ({'num_kv_heads': 3}, 'num_kv_heads is 3: choose a divisor of num_heads'),
       ({'head_dim': 5}, 'head_dim is 5: rotary'),
+      ({'final_logit_cap': 0.0}, 'final_logit_cap is 0.0: give a positive number'),
       ({'positions': 'learned', 'rope_scaling': RopeScaling()}, "rope_scaling is set while positions is 'learned'"),
     ],
   )

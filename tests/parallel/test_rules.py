@@ -10,16 +10,20 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from entropy_jax.data import fork_tokens
-from entropy_jax.models import presets, transformer
+from entropy_jax.models import encoder_decoder, presets, transformer, vision
 from entropy_jax.parallel import rules
 from entropy_jax.training import optimizers, scanned
 from entropy_jax.types import UserError
 
 VARIANTS = {
   'learned positions': {'positions': 'learned'},
-  'untied, biases, query-key norms': {'tie_embeddings': False, 'qkv_bias': True, 'qk_norm': True},
+  'untied, biases, query-key norms': {'tie_embeddings': False, 'qkv_bias': True, 'qk_norm': 'rms'},
   'post-norm': {'norm': 'post'},
   'no norm': {'norm': 'none'},
+  'sigma_reparam': {'linear': 'sigma_reparam', 'norm_kind': 'layer', 'qk_norm': 'l2'},
+  'spectral_norm': {'linear': 'spectral_norm', 'sink': True, 'softmax_temperature': 'clip', 'qk_norm': 'layer'},
+  'fused': {'norm': 'none', 'activation': 'fused'},
+  'crrelu': {'activation': 'crrelu'},
 }
 
 
@@ -27,12 +31,25 @@ def parameters(config):
   return jax.eval_shape(transformer.transformer_policy(config).init, jax.random.key(0))
 
 
+def image():
+  sizes = {'image_size': 8, 'channels': 1, 'patch_size': 4, 'num_classes': 8}
+  config = vision.VisionConfig(width=16, num_layers=1, num_heads=2, mlp_width=32, linear='sigma_reparam', pool='token', **sizes)
+  return jax.eval_shape(vision.vision_classifier(config).init, jax.random.key(0))
+
+
+def translation():
+  sizes = {'source_vocab_size': 8, 'target_vocab_size': 8, 'source_length': 8, 'target_length': 8}
+  config = encoder_decoder.EncoderDecoderConfig(width=16, num_layers=1, num_heads=2, mlp_width=32, linear='sigma_reparam', **sizes)
+  return jax.eval_shape(encoder_decoder.translator(config).init, jax.random.key(0))
+
+
 def table():
   return jax.eval_shape(scanned.policy_of(fork_tokens.make(jax.random.key(0), num_prompts=4, vocab_size=8)).init, jax.random.key(0))
 
 
 CONFIGS = presets.PRESETS | {name: dataclasses.replace(presets.PRESETS['study_tiny'], **changes) for name, changes in VARIANTS.items()}
-MODELS = [*CONFIGS, 'table']
+OTHERS = {'table': table, 'image': image, 'translation': translation}
+MODELS = [*CONFIGS, *OTHERS]
 
 
 def paths(tree):
@@ -41,7 +58,7 @@ def paths(tree):
 
 @functools.cache
 def model(name):
-  return paths(table() if name == 'table' else parameters(CONFIGS[name]))
+  return paths(OTHERS[name]() if name in OTHERS else parameters(CONFIGS[name]))
 
 
 class TestTable:
@@ -54,8 +71,8 @@ class TestTable:
     every = {path for name in MODELS for path in model(name)}
     assert [row[0] for row in rules.RULES if not any(row in rules.matches(path) for path in every)] == []
 
-  @pytest.mark.parametrize('name', presets.PRESETS)
-  def test_every_matrix_of_every_preset_is_cut_over_8_devices(self, name):
+  @pytest.mark.parametrize('name', [*presets.PRESETS, 'sigma_reparam', 'fused', 'image', 'translation'])
+  def test_every_matrix_is_cut_over_8_devices(self, name):
     for path, leaf in model(name).items():
       spec = rules.partition(path, leaf.shape, 8)
       assert (rules.DATA in spec) == (leaf.ndim > 1), f'{path} {leaf.shape} {spec}'

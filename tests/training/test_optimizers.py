@@ -28,7 +28,27 @@ class TestMakeOptimizer:
 
   def test_adamw_adds_decoupled_decay(self):
     # -(0.1) (sign(g) + 0.01 p) = -(0.1 + 0.001), 0.1 - 0.002
-    np.testing.assert_allclose(first_update([1.0, 2.0], [3.0, -4.0], 'adamw', 0.1, weight_decay=0.01), [-0.101, 0.098], rtol=1e-5)
+    np.testing.assert_allclose(first_update([[1.0, 2.0]], [[3.0, -4.0]], 'adamw', 0.1, weight_decay=0.01), [[-0.101, 0.098]], rtol=1e-5)
+
+  @pytest.mark.parametrize('name', ['adamw', 'lion', 'lars'])
+  def test_decay_is_of_matrices_alone(self, name):
+    params = {
+      'up': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2), 'gain': jnp.ones(())},
+      'norm': {'scale': jnp.ones(2)},
+      'softmax': {'temperature': jnp.ones((2, 3))},
+      'spectral': {'u': jnp.ones(2)},
+    }
+    tx = make_optimizer(name, 0.1, weight_decay=0.5)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    changes, _ = jax.jit(lambda: tx.update(zero, tx.init(params), params))()
+    assert [jax.tree_util.keystr(p) for p, c in jax.tree_util.tree_leaves_with_path(changes) if np.any(c)] == ["['up']['kernel']"]
+
+  def test_lars_by_hand(self):
+    # |p| = 5, |g + 0.5 p| = |(0, 2) + (1.5, 2)| = |(1.5, 4)|, trust .001 * 5 / |(1.5, 4)|
+    first = first_update([[3.0, 4.0]], [[0.0, 2.0]], 'lars', 0.1, weight_decay=0.5)
+    np.testing.assert_allclose(first, [[-0.1 * 0.005 / np.hypot(1.5, 4) * x for x in (1.5, 4.0)]], rtol=1e-5)
+    # No matrix, so neither decay nor trust: plain descent.
+    np.testing.assert_allclose(first_update([3.0, 4.0], [0.0, 2.0], 'lars', 0.1, weight_decay=0.5), [0.0, -0.2], rtol=1e-6)
 
   def test_lion_first_step_is_the_sign_of_the_gradient(self):
     np.testing.assert_allclose(first_update([1.0, 2.0], [3.0, -4.0], 'lion', 0.1, b2=0.99), [-0.1, 0.1], rtol=1e-5)
@@ -55,13 +75,13 @@ class TestMakeOptimizer:
   @pytest.mark.parametrize(
     ('name', 'kwargs', 'text'),
     [
-      ('adamm', {}, "name='adamm' is not one of adam, adamw, lion, rmsprop, sgd. Did you mean 'adam'"),
+      ('adamm', {}, "name='adamm' is not one of adam, adamw, lars, lion, rmsprop, sgd. Did you mean 'adam'"),
       ('adam', {'schedule': 'cosin'}, "Did you mean 'cosine'"),
       ('adam', {'learning_rate': -1.0}, r'learning_rate=-1.0 is outside \(0, inf\)'),
       ('adam', {'learning_rate': float('nan')}, 'learning_rate=nan'),
       ('adam', {'b2': 1.0}, r'b2=1.0 is outside \[0, 1\)'),
       ('adam', {'max_grad_norm': 0.0}, 'max_grad_norm=0.0'),
-      ('adam', {'weight_decay': 0.1}, 'adam takes no weight_decay.*use adamw, lion'),
+      ('adam', {'weight_decay': 0.1}, 'adam takes no weight_decay.*use adamw, lars, lion'),
       ('adam', {'momentum': 0.0}, 'adam takes no momentum'),
       ('sgd', {'schedule': 'linear'}, 'needs num_steps'),
       ('sgd', {'warmup_steps': -1}, 'warmup_steps=-1'),

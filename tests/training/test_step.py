@@ -12,9 +12,12 @@ import pytest
 
 from entropy_jax import catalog
 from entropy_jax.data import fork_tokens
+from entropy_jax.layers import spectral
+from entropy_jax.models import transformer
 from entropy_jax.models.tabular import TABLE
+from entropy_jax.parallel import ROWS, STATE, WHOLE, make
 from entropy_jax.rollout.batch import group_prompts, token_batch
-from entropy_jax.rollout.generate import generate
+from entropy_jax.rollout.generate import Rollout, generate
 from entropy_jax.training import scanned, state, step
 from entropy_jax.types import UserError
 
@@ -159,3 +162,71 @@ class TestLearn:
     found = Setting({'advantages': [{'name': 'optimal_token_baseline'}], 'surrogates': [{'name': 'reinforce'}]})
     after, metrics = found.learn()
     assert np.isfinite(metrics['update/loss']) and int(after.num_rejected) == 0
+
+
+class Reparametrised:
+  """Imitation of random responses by a decoder whose maps carry a state."""
+
+  def __init__(self):
+    config = transformer.DecoderConfig(
+      vocab_size=8, width=16, num_layers=1, num_heads=2, mlp_width=16, max_length=8, linear='sigma_reparam', remat=True
+    )
+    self.policy = transformer.transformer_policy(config)
+    self.objective = catalog.build({'advantages': [{'name': 'unit'}], 'surrogates': [{'name': 'reinforce'}]})
+    prompt, response_BxT = jnp.split(jax.random.randint(jax.random.key(0), (32, 6), 0, 8), [2], axis=1)
+    zero_BxT, real_BxT = jnp.zeros((32, 4)), jnp.arange(4)[None] < 1 + jnp.arange(32)[:, None] % 4
+    given = Rollout(response_BxT, real_BxT, zero_BxT, zero_BxT, zero_BxT, zero_BxT, jnp.ones(32, bool))
+    self.batch = token_batch(prompt, prompt >= 0, given, jnp.arange(32), jnp.ones(32), jax.random.key(5))
+    self.state = jax.jit(lambda: state.create(self.policy.init(jax.random.key(1)), TX, self.objective, self.batch))()
+    self.programs = {}
+
+  def compiled(self, name, num_devices, num_slices):
+    layout = make(name, num_devices)
+    learn = functools.partial(step.learn, objective=self.objective, policy=self.policy, tx=TX, num_slices=num_slices)
+    fn = lambda split, state, rows, key: learn(state, rows.replace(key=key, sequence_B=None), split=split)
+    return layout, layout.compile(fn, takes=(STATE, ROWS, WHOLE), gives=(STATE, WHOLE))
+
+  def learn(self, name='jit', num_devices=1, num_slices=1, params=None):
+    key = (name, num_devices, num_slices)
+    if key not in self.programs:
+      self.programs[key] = self.compiled(*key)
+    layout, compiled = self.programs[key]
+    rows = layout.rows(jax.tree.map(np.asarray, self.batch.replace(key=None)))
+    start = self.state if params is None else self.state.replace(params=params)
+    return jax.device_get(compiled(layout.build(lambda: start), rows, self.batch.key))
+
+
+@pytest.fixture(scope='module')
+def reparametrised():
+  found = Reparametrised()
+  return found, found.learn()
+
+
+class TestState:
+  """The vectors of reparametrised maps move by one step an update, whatever an update is made of."""
+
+  def test_one_step_with_the_new_kernels(self, reparametrised):
+    setting, (after, _) = reparametrised
+    want = spectral.advance(after.params['params'], setting.state.params['spectral'])
+    chex.assert_trees_all_close(after.params['spectral'], want, atol=1e-6)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after.params['spectral'], setting.state.params['spectral'])
+    assert min(jax.tree.leaves(moved)) > 1e-5
+
+  @pytest.mark.parametrize('layout', [('jit', 1, 4), ('pmap', 8, 1), ('pmap', 8, 4), ('fsdp', 8, 4)], ids=str)
+  def test_slices_and_devices_change_nothing(self, reparametrised, layout):
+    setting, (whole, whole_metrics) = reparametrised
+    cut, metrics = setting.learn(*layout)
+    chex.assert_trees_all_close(cut.params, whole.params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(metrics, whole_metrics, rtol=1e-4, atol=1e-6)
+
+  def test_a_refused_update_makes_none(self, reparametrised):
+    setting, _ = reparametrised
+    params = setting.state.params
+    # Kernels of another model, so that a step would move the vectors, and a loss that is not finite.
+    kernels = jax.tree.map(lambda x: jnp.flip(x, 0) if x.ndim > 1 else x, params['params'])
+    params = {**params, 'params': {**kernels, 'embed': kernels['embed'].at[0].set(jnp.nan)}}
+    after, _ = setting.learn(params=params)
+    assert int(after.num_rejected) == 1
+    chex.assert_trees_all_equal(after.params, jax.device_get(params))
+    moved = jax.jit(setting.policy.advance)(params)['spectral']
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(params['spectral']), strict=True))
