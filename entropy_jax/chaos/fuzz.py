@@ -5,6 +5,7 @@ file's values, and a user's own file by nothing. What a case breaks it breaks al
 key, which value and which words the sentence has to hold.
 """
 
+import collections
 import copy
 import json
 import statistics
@@ -22,6 +23,7 @@ from entropy_jax.types import UserError
 
 KINDS = ('unknown key', 'wrong type', 'out of range', 'illegal pair', 'missing file')
 MAX_SENTENCE = 1500
+CANDIDATES = 2  # drawn for each case, of which the rarer is kept
 
 
 class Base(NamedTuple):
@@ -92,9 +94,9 @@ def generate(seed: int, bases: Sequence[Base], *, num_cases: int = 1000) -> list
   >>> [case.kind for case in generate(0, [base], num_cases=5)] == list(KINDS)
   True
   """
-  rng, found, seen = np.random.default_rng(seed), [], set()
+  rng, found, seen, broken = np.random.default_rng(seed), [], set(), collections.Counter()
   for place in range(num_cases):
-    kind = KINDS[place % len(KINDS)]
+    kind, drawn = KINDS[place % len(KINDS)], {}
     for _ in range(1000):
       base = bases[int(rng.integers(len(bases)))]
       mutation = mutations.make(kind, rng, base.config, base.table, base.absent, base.argument)
@@ -102,10 +104,15 @@ def generate(seed: int, bases: Sequence[Base], *, num_cases: int = 1000) -> list
         continue  # this base has nothing of the kind that was drawn
       case = Case(kind, *mutation)
       if (identity := json.dumps([case.arguments, case.config], sort_keys=True)) not in seen:
+        drawn.setdefault(identity, case)
+      if len(drawn) == CANDIDATES:
         break
-    else:
+    if not drawn:
       raise ValueError(f'these bases do not have {num_cases} different mistakes: {place} were found, and no more of the kind {kind!r}')
+    # Some keys are of every objective and some of one method: the one broken least so far is taken, so that few are left out.
+    identity, case = min(drawn.items(), key=lambda item: broken[item[1].key.split('.')[-1]])
     seen.add(identity)
+    broken[case.key.split('.')[-1]] += 1
     found.append(case)
   return found
 
