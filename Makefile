@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs
 RUN := $(BIN)/python -m
+ATTENTION := attention_entropy sigma_reparam_recipes entropy_guided_lm mil_aem context_extension policy_attention
 
+.NOTPARALLEL:  # a study takes every core
 .PHONY: venv reproduce reproduce-all chaos chaos-tiny rehearse test lint types docs check-docs clean
 
 $(VENV)/.core: setup.cfg pyproject.toml
@@ -19,15 +21,14 @@ $(VENV)/.test: $(VENV)/.core
 
 venv: $(VENV)/.core  ## install what the experiments need into .venv
 
-reproduce: venv  ## the core study: entropy mechanism, with its report
-	$(RUN) experiments.entropy_mechanism --config=configs/entropy_mechanism.py --workdir=$(OUT)/entropy_mechanism
-	@echo "Open $(OUT)/entropy_mechanism/report.html"
+reproduce: venv study-entropy_mechanism study-attention_bound  ## the core studies, with their reports
 
-reproduce-all: reproduce  ## every default study
-	$(RUN) experiments.interventions --config=configs/interventions.py --workdir=$(OUT)/interventions
-	@echo "Open $(OUT)/interventions/report.html"
-	$(RUN) experiments.entropy_control --config=configs/entropy_control.py --workdir=$(OUT)/entropy_control
-	@echo "Open $(OUT)/entropy_control/report.html"
+reproduce-all: reproduce $(addprefix study-,interventions entropy_control $(ATTENTION))  ## every default study
+
+# `make study-NAME` runs configs/NAME.py in its default variant.
+study-%: venv
+	$(RUN) experiments.$* --config=configs/$*.py --workdir=$(OUT)/$*
+	@echo "Open $(OUT)/$*/report.html"
 
 # Several processes at a time: on processors, and with flags that compile faster.
 CHAOS := JAX_PLATFORMS=cpu XLA_FLAGS="--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false" $(RUN) experiments.chaos

@@ -24,6 +24,7 @@ VARIANTS = ('', 'tiny')
 RANGES = ranges.LAUNCH | {
   'seed': 'int [0, 2147483647]',
   'ledger': 'bool',
+  'attention': 'bool',
   'tabular.num_seeds': 'int [0, inf)',
   'tabular.methods.*': 'objective',
   **{
@@ -102,6 +103,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.seed = 0  # root of every key: instances, initial parameters, rollouts, shuffles
 
   config.ledger = False  # whether each update accounts for its entropy change, token by token; costs about three more passes
+  config.attention = False  # whether each rollout of the transformer logs its attention, see training/attention.py; one more pass
 
   config.tabular = ConfigDict()
   # Vmapped, and paired over methods: seed k has the same instance and rollout noise in each. 0 leaves the tables out.
@@ -128,6 +130,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config.countdown.model = ConfigDict()  # fields of DecoderConfig that replace the preset's
   config.countdown.model.num_layers = 3  # blocks
   config.countdown.model.mlp_width = 272  # hidden width
+  config.countdown.model.linear = 'dense'  # or 'sigma_reparam', 'spectral_norm'
+  config.countdown.model.norm = 'pre'  # or 'post', 'none', 'deepnorm'
   config.countdown.model.dtype = 'float32'  # of the arithmetic; 'bfloat16' is mixed precision: parameters and sums stay float32
   config.countdown.model.remat = False  # recompute each block in the backward pass: less memory, more time, the same numbers
   config.countdown.warm_start = ConfigDict()

@@ -112,6 +112,7 @@ TOP_TEN = ('clip_b', 'clip_cov', 'kl_cov_5', 'entropy_bonus', 'aent', 'siren', '
 RANGES = ranges.LAUNCH | {
   'seed': 'int [0, 2147483647]',
   'ledger': 'bool',
+  'attention': 'bool',
   'methods': 'text',
   'objective': 'text or None',
   'lines.*': 'text',
@@ -163,6 +164,7 @@ def get_config(variant: str = '') -> ConfigDict:
   common.run_settings(config)
   config.seed = 0  # root of every key: instances, initial parameters, rollouts, shuffles
   config.ledger = False  # whether each update accounts for its entropy change; costs about three more passes
+  config.attention = False  # whether each rollout of the transformer logs its attention, see training/attention.py; one more pass
 
   config.methods = 'all'  # names of `lines`, separated by commas; GRPO is always among them
   config.objective = ml_collections.config_dict.placeholder(str)  # None, or a line that is compared as the method `objective`

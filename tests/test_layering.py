@@ -43,6 +43,12 @@ ONLY_IN = {
   'tensorboardX': ('entropy_jax/training/writers.py',),
   'tensorflow': (),
   'torch': ('benchmarks/',),
+  'transformers': ('benchmarks/',),
+  'sklearn': ('entropy_jax/data/',),
+  'safetensors': ('entropy_jax/models/', 'benchmarks/'),
+  'tokenizers': ('entropy_jax/data/',),
+  'jinja2': ('entropy_jax/data/',),
+  'math_verify': ('entropy_jax/data/math_verify_worker.py', 'benchmarks/'),
 }
 IMPORT_LIMIT_SECONDS = 3.0
 NOT_LOADED_BY_METHODS = ('tensorflow_datasets', 'tensorflow', 'grain', 'orbax', 'torch', 'ml_collections')

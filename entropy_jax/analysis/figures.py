@@ -67,6 +67,13 @@ def styles_for(names: Sequence[str]) -> dict[str, Style]:
   }
 
 
+def canvas(height: float) -> Figure:
+  """An empty figure of the reports' width, for figures that lay out their own panels under `RC`."""
+  figure = Figure(figsize=(WIDTH, height), layout='constrained')
+  FigureCanvasAgg(figure)
+  return figure
+
+
 def save(figure: Figure, path: str | pathlib.Path) -> pathlib.Path:
   """Writes the figure as PNG and releases what it holds."""
   path = pathlib.Path(path)

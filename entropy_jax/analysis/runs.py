@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,15 @@ def _as_float(path: pathlib.Path, step: int, name: str, value: Any) -> float:
 def load_config(directory: Path) -> dict[str, Any]:
   """The resolved config of a run (`config.json`)."""
   return _load_object(pathlib.Path(directory) / 'config.json')
+
+
+def ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:
+  """Names in the order of `first`, and those that it does not have behind, by name: a config.json has lost the order of its groups.
+
+  >>> ordered(['a', 'fused', 'whole'], ('whole', 'fused'))
+  ['whole', 'fused', 'a']
+  """
+  return sorted(names, key=lambda name: (first.index(name) if name in first else len(first), name))
 
 
 def load_environment(directory: Path) -> dict[str, Any]:

@@ -115,6 +115,19 @@ def bootstrap_interval(
   return float(ends[0]), float(ends[1])
 
 
+def mean_with_interval(values_R: np.ndarray, *, bounds: Interval | None = None, digits: int = 3) -> str:
+  """'mean [low, high]' for a table, with the 95 % interval; how many runs have a number where not all have.
+
+  >>> mean_with_interval(np.array([2.0, 2.0])), mean_with_interval(np.array([2.0, np.nan]))
+  ('2 [2, 2]', '1 of 2 seeds')
+  """
+  values_R = np.asarray(values_R, np.float64)
+  if not np.all(np.isfinite(values_R)):
+    return f'{np.isfinite(values_R).sum()} of {values_R.size} seeds'
+  low, high = bootstrap_interval(values_R, bounds=bounds)
+  return f'{np.mean(values_R):.{digits}g} [{low:.{digits}g}, {high:.{digits}g}]'
+
+
 def _leave_one_out(values_MxR: np.ndarray, statistic: Statistic) -> np.ndarray:
   """The statistic without each run in turn, [M, R]."""
   columns = [statistic(np.delete(values_MxR, run, axis=-1), axis=-1) for run in range(values_MxR.shape[-1])]

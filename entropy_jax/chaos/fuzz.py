@@ -94,9 +94,10 @@ def generate(seed: int, bases: Sequence[Base], *, num_cases: int = 1000) -> list
   >>> [case.kind for case in generate(0, [base], num_cases=5)] == list(KINDS)
   True
   """
-  rng, found, seen, broken = np.random.default_rng(seed), [], set(), collections.Counter()
+  rng, found, seen = np.random.default_rng(seed), [], set()
+  broken = collections.Counter[str]()
   for place in range(num_cases):
-    kind, drawn = KINDS[place % len(KINDS)], {}
+    kind, drawn = KINDS[place % len(KINDS)], dict[str, Case]()
     for _ in range(1000):
       base = bases[int(rng.integers(len(bases)))]
       mutation = mutations.make(kind, rng, base.config, base.table, base.absent, base.argument)

@@ -181,7 +181,7 @@ DATASETS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
   Digits.name: Digits,
 }
 # TFDS lists these only once TensorFlow has been imported.
-UNLISTED = frozenset({'wmt14_translate', 'wmt16_translate', 'wmt17_translate', 'wmt18_translate', 'wmt19_translate'})
+UNLISTED = frozenset({'gsm8k', 'wmt14_translate', 'wmt16_translate', 'wmt17_translate', 'wmt18_translate', 'wmt19_translate'})
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str]) -> tfds.core.DatasetBuilder:

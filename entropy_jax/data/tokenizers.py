@@ -24,6 +24,21 @@ class Encoded(NamedTuple):
   mask: np.ndarray
 
 
+def in_rows(ids: Sequence[Sequence[int]], texts: Sequence[str], length: int, *, side: str, pad_id: int) -> Encoded:
+  """Encoded texts as one array of fixed length, see `CharacterTokenizer.encode_batch`; the texts are for messages."""
+  if side not in ('left', 'right'):
+    raise UserError(f"side={side!r}: must be 'left' or 'right'; give the side where the padding stands.")
+  tokens = np.full((len(ids), length), pad_id, np.int32)
+  mask = np.zeros((len(ids), length), bool)
+  for row, own in enumerate(ids):
+    if len(own) > length:
+      raise UserError(f'length={length}: text {texts[row]!r} needs {len(own)} tokens; give length >= {len(own)}.')
+    place = slice(length - len(own), length) if side == 'left' else slice(0, len(own))
+    tokens[row, place] = own
+    mask[row, place] = True
+  return Encoded(tokens, mask)
+
+
 @dataclasses.dataclass(frozen=True)
 class CharacterTokenizer:
   """One token a character: pad 0, beginning of sequence 1, end of sequence 2, then the alphabet in order.
@@ -85,18 +100,7 @@ class CharacterTokenizer:
     Returns:
       tokens (int32 [B, length], pad where mask is False) and mask (bool [B, length]).
     """
-    if side not in ('left', 'right'):
-      raise UserError(f"side={side!r}: must be 'left' or 'right'; give the side where the padding stands.")
-    tokens = np.full((len(texts), length), PAD, np.int32)
-    mask = np.zeros((len(texts), length), bool)
-    for row, text in enumerate(texts):
-      ids = self.encode(text, bos=bos, eos=eos)
-      if len(ids) > length:
-        raise UserError(f'length={length}: text {text!r} needs {len(ids)} tokens; give length >= {len(ids)}.')
-      place = slice(length - len(ids), length) if side == 'left' else slice(0, len(ids))
-      tokens[row, place] = ids
-      mask[row, place] = True
-    return Encoded(tokens, mask)
+    return in_rows([self.encode(text, bos=bos, eos=eos) for text in texts], texts, length, side=side, pad_id=PAD)
 
   def decode(self, tokens: Iterable[int], *, skip_special: bool = False) -> str:
     """The text of a row up to its first end of sequence.

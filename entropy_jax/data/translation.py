@@ -87,6 +87,26 @@ class Translation:
     return words / (words + 1) * math.log(self.num_synonyms)
 
   @property
+  def unigram_loss(self) -> float:
+    """Least cross-entropy of a target token given nothing, in nats, as of `optimal_loss`: what a decoder that reads nothing can reach.
+
+    It is the entropy of a token: of E[words] + 1 tokens of a sentence one is its end, (C + 1) / 2 each are nouns and verbs and A / 2 times
+    as many adjectives, uniform in their class, the latter two in the form of their noun's gender.
+    """
+    clauses = (self.max_clauses + 1) / 2
+    sizes = [(self.num_nouns + self.num_genders - 1 - g) // self.num_genders for g in range(self.num_genders)]
+    genders = [size / self.num_nouns for size in sizes if size]
+    form = -math.fsum(share * math.log(share) for share in genders)
+    classes = (
+      (1.0, 0.0),
+      (clauses, math.log(self.num_nouns * self.num_synonyms)),
+      (clauses, math.log(self.num_verbs * self.num_synonyms) + form),
+      (clauses * self.max_adjectives / 2, math.log(max(self.num_adjectives, 1) * self.num_synonyms) + form),
+    )
+    total = math.fsum(count for count, _ in classes)
+    return math.fsum(count / total * (inside - math.log(count / total)) for count, inside in classes if count)
+
+  @property
   def identity(self) -> dict[str, Any]:
     """What `examples.generated_batches` tells this task from others by."""
     return {'task': 'translation', **dataclasses.asdict(self)}

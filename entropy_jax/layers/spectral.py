@@ -73,6 +73,17 @@ def norm_along(w_xIxO: jax.Array, u_xO: jax.Array) -> jax.Array:
   return jnp.sum(v_xI * z_xI, axis=-1)
 
 
+def _eigenvectors(gram_xNxN: jax.Array) -> jax.Array:
+  """Of every matrix, in columns; on a CPU one after another under vmap too, for the reason that ops/spectral.py gives."""
+  find = lambda gram: jnp.linalg.eigh(gram)[1]
+  if jax.default_backend() != 'cpu':
+    return find(gram_xNxN)
+  find = jax.custom_batching.sequential_vmap(find)
+  for _ in range(gram_xNxN.ndim - 2):
+    find = jax.vmap(find)
+  return find(gram_xNxN)
+
+
 def top_singular_vector(w_xIxO: jax.Array) -> jax.Array:
   """The right-singular vector of the largest singular value, exactly: an eigenvector of the smaller of W^T W and W W^T.
 
@@ -88,8 +99,8 @@ def top_singular_vector(w_xIxO: jax.Array) -> jax.Array:
   w_xIxO = jax.lax.stop_gradient(w_xIxO.astype(jnp.float32))
   num_in, num_out = w_xIxO.shape[-2:]
   if num_out <= num_in:
-    return jnp.linalg.eigh(jnp.einsum('...io,...ip->...op', w_xIxO, w_xIxO, precision=_EXACT))[1][..., -1]
-  v_xI = jnp.linalg.eigh(jnp.einsum('...io,...jo->...ij', w_xIxO, w_xIxO, precision=_EXACT))[1][..., -1]
+    return _eigenvectors(jnp.einsum('...io,...ip->...op', w_xIxO, w_xIxO, precision=_EXACT))[..., -1]
+  v_xI = _eigenvectors(jnp.einsum('...io,...jo->...ij', w_xIxO, w_xIxO, precision=_EXACT))[..., -1]
   return _unit(jnp.einsum('...io,...i->...o', w_xIxO, v_xI, precision=_EXACT), jnp.full((num_out,), num_out**-0.5, jnp.float32))
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from entropy_jax.layers import attention, block, logits, placement
+from entropy_jax.layers import attention, block, logits, placement, scanned
 from entropy_jax.models import policy
 from entropy_jax.types import Params, PyTree, UserError
 
@@ -93,9 +93,14 @@ class EncoderDecoder(nn.Module):
 
   Parameters: source_embed [V, D], target_embed [V, D], source_position [S, D] and target_position [T, D] (learned positions),
   encoder_block_i and decoder_block_i as in `layers.block.Block`, encoder_norm and final_norm (pre), unembed [D, V] (untied).
+
+  Attributes:
+    config: shape and variants.
+    stack: what makes the blocks, `layers.block.stack` or `layers.scanned.stack`.
   """
 
   config: EncoderDecoderConfig
+  stack: Callable[..., list[Any]] = block.stack
 
   def setup(self) -> None:
     c = self.config
@@ -105,9 +110,9 @@ class EncoderDecoder(nn.Module):
     if c.positions == 'learned':
       self.source_position = self.param('source_position', start, (c.source_length, c.width), jnp.float32)
       self.target_position = self.param('target_position', start, (c.target_length, c.width), jnp.float32)
-    self.encoder_block = block.stack(c, num_positions=c.source_length, deepnorm=c.deepnorm('encoder'))
+    self.encoder_block = self.stack(c, num_positions=c.source_length, deepnorm=c.deepnorm('encoder'))
     below = dataclasses.replace(c, num_layers=c.decoder_layers)
-    self.decoder_block = block.stack(below, num_positions=c.target_length, deepnorm=c.deepnorm('decoder'), cross=True)
+    self.decoder_block = self.stack(below, num_positions=c.target_length, deepnorm=c.deepnorm('decoder'), cross=True)
     if placement.has_final_norm(c.norm):
       self.encoder_norm, self.final_norm = block.norm_of(c)(), block.norm_of(c)()
     if not c.tie_embeddings:
@@ -206,9 +211,14 @@ class Translator(NamedTuple):
   advance: Callable[[Params], Params]
 
 
-def translator(config: EncoderDecoderConfig) -> Translator:
-  """The encoder-decoder as pure functions; params are float32 whatever config.dtype."""
-  model = policy.pure(EncoderDecoder(config), has_state=config.has_state)
+def translator(config: EncoderDecoderConfig, *, scan: bool = False) -> Translator:
+  """The encoder-decoder as pure functions; params are float32 whatever config.dtype.
+
+  Args:
+    config: of the model.
+    scan: whether both stacks are `layers.scanned.ScannedBlocks`, for deep models: quick to compile, and without `greedy`.
+  """
+  model = policy.pure(EncoderDecoder(config, scanned.stack if scan else block.stack), has_state=config.has_state)
 
   def init(key: jax.Array) -> Params:
     token, real = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
@@ -241,6 +251,8 @@ def translator(config: EncoderDecoderConfig) -> Translator:
     encoder = [f'encoder_block_{i}' for i in range(config.num_layers)]
     decoder = [f'decoder_block_{i}' for i in range(config.decoder_layers)]
     seen = Memory(jnp.zeros(0), source_mask_BxS).seen_by(target_mask_BxT.shape[1])
+    if scan:
+      sown = scanned.unstack(sown)
     return {
       'encoder': policy.AttentionLogits(policy.stacked_logits(sown, encoder), attention.full_mask(source_mask_BxS)),
       'decoder': policy.AttentionLogits(policy.stacked_logits(sown, decoder), attention.causal_mask(target_mask_BxT)),

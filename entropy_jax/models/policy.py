@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from entropy_jax.layers import spectral
+from entropy_jax.ops.unembedding import Unembedding
 from entropy_jax.types import Params, PyTree
 
 Cache = Any
@@ -45,6 +46,7 @@ class Policy(NamedTuple):
     step: (params, cache, token_B) -> (cache, logits_BxV): appends one token and returns the logits of the next.
     advance: params -> params, one step of the power iteration of every reparametrised map; made once after every optimizer update.
     attention: (params, tokens_BxN, mask_BxN) -> AttentionLogits, differentiable; None for a policy without attention.
+    unembedding: params -> the linear map that `head` is, which scoring reads a tile of the vocabulary at a time; None where it is none.
   """
 
   init: Callable[[jax.Array], Params]
@@ -54,6 +56,7 @@ class Policy(NamedTuple):
   step: Callable[[Params, Cache, jax.Array], tuple[Cache, jax.Array]]
   advance: Callable[[Params], Params] = unchanged
   attention: Callable[[Params, jax.Array, jax.Array], AttentionLogits] | None = None
+  unembedding: Callable[[Params], Unembedding] | None = None
 
   def logits(self, params: Params, tokens_BxN: jax.Array, mask_BxN: jax.Array) -> jax.Array:
     """logits_BxNxV of every position at once; scoring works in chunks instead (rollout/score.py)."""

@@ -15,6 +15,7 @@ from flax import struct
 from entropy_jax.layers import attention, block, logits, placement
 from entropy_jax.models import policy
 from entropy_jax.models.policy import Policy
+from entropy_jax.ops.unembedding import Unembedding
 from entropy_jax.types import Params, UserError
 
 
@@ -170,6 +171,11 @@ def transformer_policy(config: DecoderConfig) -> Policy:
     names = [f'block_{i}' for i in range(config.num_layers)]
     return policy.AttentionLogits(policy.stacked_logits(sown, names), attention.causal_mask(mask_BxN))
 
+  def unembedding(params: Params) -> Unembedding:
+    trained = policy.plain_params(params)
+    kernel = trained['embed'] if config.tie_embeddings else trained['unembed']
+    return Unembedding(kernel, not config.tie_embeddings, config.final_logit_cap, config.dtype)
+
   return Policy(
     init=init,
     hidden=functools.partial(model.call, 'hidden'),
@@ -178,6 +184,7 @@ def transformer_policy(config: DecoderConfig) -> Policy:
     step=functools.partial(model.call, 'step'),
     advance=model.advance,
     attention=read,
+    unembedding=unembedding,
   )
 
 

@@ -1,5 +1,8 @@
 """Spectral norms of matrices, exact: the root of the largest eigenvalue of the smaller Gram matrix, for any leading axes."""
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -50,7 +53,7 @@ def product_norm(a_xIxK: jax.Array, b_xJxK: jax.Array) -> jax.Array:
   >>> float(product_norm(jnp.array([[2.], [0.]]), jnp.array([[0.], [3.], [4.]])))     # ||(2, 0)|| ||(0, 3, 4)||
   10.0
   """
-  r_a, r_b = (jnp.linalg.qr(x.astype(jnp.float32), mode='r') for x in (a_xIxK, b_xJxK))
+  r_a, r_b = (_each(lambda x: jnp.linalg.qr(x, mode='r'), x.astype(jnp.float32)) for x in (a_xIxK, b_xJxK))
   return spectral_norm(jnp.matmul(r_a, jnp.matrix_transpose(r_b), precision='highest'))
 
 
@@ -87,7 +90,22 @@ def _smaller_gram(x_xIxO: jax.Array) -> jax.Array:
 
 
 def _top_eigenvalue(gram_xNxN: jax.Array) -> jax.Array:
-  return jnp.linalg.eigvalsh(gram_xNxN)[..., -1]
+  return _each(lambda gram: jnp.linalg.eigvalsh(gram)[..., -1], gram_xNxN)
+
+
+def _each(function: Callable[[jax.Array], jax.Array], x_xNxM: jax.Array) -> jax.Array:
+  """A decomposition of every matrix, on a CPU one after another.
+
+  A batched LAPACK call of jaxlib 0.10 waits, on a thread of XLA's pool, for tasks that it gave to that pool: where as many of them run at a
+  time as the pool has threads, in one program or in two, none ever ends. One matrix a call is never split.
+
+  Limits: under vmap the calls are batched all the same; map over programs that run beside others on a CPU.
+  """
+  lead = x_xNxM.shape[:-2]
+  if math.prod(lead) <= 1 or jax.default_backend() != 'cpu':
+    return function(x_xNxM)
+  found = jax.lax.map(function, x_xNxM.reshape(-1, *x_xNxM.shape[-2:]))
+  return found.reshape(*lead, *found.shape[1:])
 
 
 def _root(power: jax.Array) -> jax.Array:

@@ -36,6 +36,7 @@ def token_batch(
     old_entropy_BxT=rollout.entropy_BxT,
     logp_BxT=rollout.logp_BxT,
     entropy_BxT=rollout.entropy_BxT,
+    old_stats=dict(rollout.stats),
     key=key,
     truncated_B=~rollout.finished_B,
   )

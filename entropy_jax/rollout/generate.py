@@ -1,6 +1,6 @@
 """Sampling responses: one compiled loop of fixed shapes over the cached policy, which stops when every row has ended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import struct
 
 from entropy_jax.models.policy import Cache, Policy
 from entropy_jax.ops import categorical
-from entropy_jax.types import Params, UserError
+from entropy_jax.types import Params, UserError, VocabStat
 
 
 @struct.dataclass
@@ -22,6 +22,7 @@ class Rollout:
   logp1_BxT: jax.Array  # float32, at temperature 1
   entropy1_BxT: jax.Array  # float32, at temperature 1
   finished_B: jax.Array  # bool, met the end of sequence within T tokens
+  stats: Mapping[str, jax.Array] = struct.field(default_factory=dict)  # name -> [B, T] float32, of the sampling distribution
 
 
 def row_keys(key: jax.Array, sequence_B: jax.Array) -> jax.Array:
@@ -77,6 +78,7 @@ def generate(
   pad_id: int = 0,
   sequence_B: jax.Array | None = None,
   adjust: Callable[[jax.Array], jax.Array] | None = None,
+  stats: Sequence[VocabStat] = (),
 ) -> Rollout:
   """Samples up to num_tokens tokens for each prompt; token t of sequence i uses the key fold_in(fold_in(key, i), t).
 
@@ -93,9 +95,11 @@ def generate(
     sequence_B: int32, which sequence of the whole batch each row is; None numbers the rows. Rows may be cut over devices or come in
       another order, and each samples the same response.
     adjust: as `sample`; local to each row.
+    stats: what else is asked of the rows of logits, which are at hand here and cost another forward pass later; each fn called with float32
+      logits over the temperature (with the logits where it is 0).
 
   Returns:
-    A `Rollout`, whose log-probs and entropies do not see `adjust`.
+    A `Rollout`, whose log-probs, entropies and stats do not see `adjust`.
 
   Gradient: none is defined (the loop has no fixed length); score the tokens with `score` instead.
   Limits: the same result for any later stop of the loop: ended rows write nothing.
@@ -121,7 +125,9 @@ def generate(
     logp1_BxT=zeros,
     entropy1_BxT=zeros,
     finished_B=jnp.zeros(B, bool),
+    stats={stat.name: zeros for stat in stats},
   )
+  divisor = 1.0 if isinstance(temperature, (int, float)) and temperature == 0 else temperature
 
   def record(out: Rollout, t: jax.Array | int, logits_BxV: jax.Array) -> Rollout:
     active = ~out.finished_B
@@ -129,6 +135,7 @@ def generate(
     token, *values = sample(logits_BxV, key_now_B, temperature=temperature, adjust=adjust)
     token = jnp.where(active, token, pad_id)
     logp, entropy, logp1, entropy1 = (jnp.where(active, x, 0.0) for x in values)
+    said = {stat.name: jnp.where(active, stat.fn(logits_BxV.astype(jnp.float32) / divisor), 0.0) for stat in stats}
     return Rollout(
       tokens_BxT=out.tokens_BxT.at[t].set(token),
       mask_BxT=out.mask_BxT.at[t].set(active),
@@ -137,6 +144,7 @@ def generate(
       logp1_BxT=out.logp1_BxT.at[t].set(logp1),
       entropy1_BxT=out.entropy1_BxT.at[t].set(entropy1),
       finished_B=out.finished_B if eos_id is None else out.finished_B | (active & (token == eos_id)),
+      stats={name: out.stats[name].at[t].set(x) for name, x in said.items()},
     )
 
   # The first token comes from the prompt's logits; each turn then reads the last token and samples the next, so that no

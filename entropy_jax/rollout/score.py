@@ -1,6 +1,8 @@
 """Scoring given tokens: log-prob, entropy and any statistic of the vocabulary row in one pass that never holds [B, T, V].
 
-The hidden states of all tokens are held; their logits are made a chunk of tokens at a time and made again in the backward pass.
+The hidden states of all tokens are held; their logits are made a part at a time and made again in the backward pass. Where log-prob and
+entropy are all that is asked for and the head is a linear map, a part is a tile of the vocabulary (ops/unembedding.py). A statistic is any
+function of a whole row, so with one a part is a chunk of tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from entropy_jax.models.policy import Policy
-from entropy_jax.ops import categorical
+from entropy_jax.ops import categorical, unembedding
 from entropy_jax.types import Params, TokenBatch, UserError, VocabStat
 
 # Logits of one chunk where chunk_tokens is None: 2^23 float32 are 32 MiB; larger chunks are no faster.
@@ -74,24 +76,26 @@ def score(
   temperature: float | jax.Array = 1.0,
   stats: Sequence[VocabStat] = (),
   chunk_tokens: int | None = None,
+  forward_mode: bool = False,
 ) -> Scores:
   """ln p(token), H(p) and stats of the T = num_tokens last tokens of every row, p = softmax(z / temperature).
 
   Args:
-    policy: the policy; only `hidden` and `head` are used.
+    policy: the policy; only `hidden`, and `unembedding` or `head`, are used.
     params: its parameters.
     tokens_BxN: int32, N = P + T with P >= 1, prompts padded on the left and responses on the right.
     token_mask_BxN: bool, real tokens.
     num_tokens: T.
     temperature: > 0, that of the sampling.
     stats: `VocabStat`s, each fn called with float32 logits over the temperature, [tokens, V]; `of` is not read.
-    chunk_tokens: tokens whose logits are held at once; None for about 8 million logits. Everything at once, without a loop, where it
-      is at least B T.
+    chunk_tokens: tokens whose whole rows of logits are held at once; None for tiles of the vocabulary where they can be had, otherwise for
+      chunks of about 8 million logits. Everything at once, without a loop, where it is at least B T.
+    forward_mode: whether jax.jvp goes through this call, which the tiles refuse.
 
   Returns:
     `Scores`.
 
-  Gradient: to params; equal to that of the unchunked computation.
+  Gradient: to params; equal to that of the unchunked computation. None to the temperature where tiles are read.
   Limits: what stands in masked slots, prompt or response, changes no value and no gradient.
   """
   B, N = tokens_BxN.shape
@@ -116,6 +120,10 @@ def score(
     logp, entropy = categorical.token_log_prob_and_entropy(logits, target_C)
     return {'logp': logp, 'entropy': entropy} | {f'stat/{name}': fn(logits) for name, fn in fns.items()}
 
+  if not (fns or forward_mode or chunk_tokens is not None or policy.unembedding is None):
+    pair = unembedding.log_prob_and_entropy(hidden, policy.unembedding(params), target, temperature=temperature)
+    logp, entropy = (jnp.where(mask, x.reshape(B, T), 0.0) for x in pair)
+    return Scores(logp, entropy, {})
   if chunk_tokens is None:
     V = jax.eval_shape(policy.head, params, hidden[:1]).shape[-1]
     chunk_tokens = max(1, _CHUNK_LOGITS // V)

@@ -171,6 +171,7 @@ def train(study: Any, parts: Countdown, problems: Mapping[str, pipeline.Problems
       num_minibatches=config.num_minibatches,
       num_slices=config.num_slices,
       ledger=study.ledger,
+      attention=study.attention,
       clock=clock,
       **common,
     )

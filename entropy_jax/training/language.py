@@ -23,6 +23,7 @@ from entropy_jax.parallel.split import Split
 from entropy_jax.rollout import score as scoring
 from entropy_jax.rollout.batch import token_batch
 from entropy_jax.rollout.generate import Rollout, generate
+from entropy_jax.training import attention as attentions
 from entropy_jax.training import step
 from entropy_jax.training.progress import Clock
 from entropy_jax.training.state import TrainState, create
@@ -93,6 +94,7 @@ def reinforcement_body(
   num_minibatches: int = 1,
   num_slices: int = 1,
   ledger: bool = False,
+  attention: bool = False,
   clock: Clock | None = None,
 ) -> Body:
   """One rollout and its updates.
@@ -106,7 +108,7 @@ def reinforcement_body(
     num_tokens: longest response, T.
     eos_id: end of sequence.
     temperature: of sampling, and of the log-probs and entropies that the objective sees.
-    num_epochs, num_minibatches, num_slices, ledger: as in `training.step.learn`.
+    num_epochs, num_minibatches, num_slices, ledger, attention: as in `training.step.learn`.
     clock: gets the seconds of generate, verify, update and score; the body then waits for the device after each.
 
   Returns:
@@ -114,16 +116,19 @@ def reinforcement_body(
     and `policy/entropy_change`, the entropy after the updates minus before, on the same tokens; it gives the sampled tokens and their
     rewards as what a refused update is dumped with.
   """
+  if attention:
+    attentions.check(policy)
   measure = (lambda name: contextlib.nullcontext()) if clock is None else clock.measure
   wait = (lambda tree: None) if clock is None else jax.block_until_ready
   # Token-level passes of an update; an accumulated one scores its batch before it differentiates it.
-  num_passes = num_epochs * (1 if num_slices == 1 else 2) + any(s.of == 'behaviour' for s in objective.stats)
+  num_passes = num_epochs * (1 if num_slices == 1 else 2)
+  behaviour = tuple(s for s in objective.stats if s.of == 'behaviour')
 
   def sample(split: Split, params: Params, prompt: Mapping[str, jax.Array], key: jax.Array) -> tuple[Rollout]:
     tokens, mask = prompt['prompt_tokens_BxP'], prompt['prompt_mask_BxP']
     row = split.rows(len(tokens))
     drawn = generate(
-      policy, params, tokens, mask, key, num_tokens=num_tokens, temperature=temperature, eos_id=eos_id, sequence_B=row
+      policy, params, tokens, mask, key, num_tokens=num_tokens, temperature=temperature, eos_id=eos_id, sequence_B=row, stats=behaviour
     )
     return (drawn,)
 
@@ -132,7 +137,8 @@ def reinforcement_body(
     return token_batch(prompt['prompt_tokens_BxP'], prompt['prompt_mask_BxP'], sampled, group_B, reward_B, key)
 
   def learn(split: Split, state: TrainState, *parts: Any) -> tuple[TrainState, Metrics]:
-    times: dict[str, Any] = {'num_epochs': num_epochs, 'num_minibatches': num_minibatches, 'num_slices': num_slices, 'ledger': ledger}
+    times: dict[str, Any] = {'num_epochs': num_epochs, 'num_minibatches': num_minibatches, 'num_slices': num_slices}
+    times |= {'ledger': ledger, 'attention': attention}
     batch = batch_of(split, *parts)
     return step.learn(state, batch, objective=objective, policy=policy, tx=tx, temperature=temperature, split=split, **times)
 

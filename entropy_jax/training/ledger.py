@@ -126,7 +126,7 @@ def entries(
 
   def score(params: Params, part: TokenBatch) -> scoring.Scores:
     tokens = (part.tokens_BxN, part.token_mask_BxN, num_tokens)
-    return scoring.score(policy, params, *tokens, temperature=temperature, stats=stats(objective))
+    return scoring.score(policy, params, *tokens, temperature=temperature, stats=stats(objective), forward_mode=True)
 
   def slice_entropy(params: Params, start: jax.Array) -> jax.Array:
     part = take_rows(own, start, size)

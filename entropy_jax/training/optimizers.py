@@ -42,7 +42,7 @@ def _lars(rate: optax.Schedule, *, momentum: float | None, **kwargs: Any) -> opt
 _TAKES: dict[str, tuple[Callable[..., optax.GradientTransformation], tuple[str, ...]]] = {
   'adam': (optax.adam, ('b1', 'b2', 'eps')),
   'adamw': (_adamw, ('b1', 'b2', 'eps', 'weight_decay')),
-  'lars': (_lars, ('momentum', 'weight_decay')),
+  'lars': (_lars, ('momentum', 'weight_decay', 'trust_coefficient')),
   'lion': (_lion, ('b1', 'b2', 'weight_decay')),
   'rmsprop': (optax.rmsprop, ('eps', 'momentum')),
   'sgd': (optax.sgd, ('momentum',)),
@@ -129,6 +129,7 @@ def make_optimizer(
   b2: float = 0.999,
   eps: float = 1e-8,
   momentum: float | None = None,
+  trust_coefficient: float = 0.001,
 ) -> optax.GradientTransformation:
   """An optax optimizer by name: clip by the global norm, then the update rule at the scheduled rate.
 
@@ -138,10 +139,12 @@ def make_optimizer(
     schedule, warmup_steps, num_steps, final_fraction: see `make_schedule`.
     max_grad_norm: the gradient is scaled down to this global norm, in (0, inf); None: no clipping.
     weight_decay: of matrices alone (`is_matrix`), in [0, inf); adamw and lion: decoupled, times the learning rate; lars: added to the
-      gradient before the trust ratio .001 |p| / |gradient|.
+      gradient before the trust ratio.
     b1, b2: decay of the first and second moment, in [0, 1); adam, adamw and lion.
     eps: added to the denominator, in (0, inf); adam, adamw and rmsprop.
     momentum: heavy-ball momentum in [0, 1), sgd, lars and rmsprop only; None: off.
+    trust_coefficient: c of lars' trust ratio c |p| / |gradient|, of matrices alone, in (0, inf): how far a matrix turns in an update, while
+      the rate alone says how far all else moves.
 
   Raises:
     UserError: an unknown name, a value out of range, or a hyper-parameter that the rule does not take.
@@ -152,16 +155,20 @@ def make_optimizer(
   check_range('optimizer', 'b1', b1, '[0, 1)')
   check_range('optimizer', 'b2', b2, '[0, 1)')
   check_range('optimizer', 'eps', eps, '(0, inf)')
+  check_range('optimizer', 'trust_coefficient', trust_coefficient, '(0, inf)')
   if momentum is not None:
     check_range('optimizer', 'momentum', momentum, '[0, 1)')
   if max_grad_norm is not None:
     check_range('optimizer', 'max_grad_norm', max_grad_norm, '(0, inf)')
   # A value that would be silently ignored is refused where it is not the neutral one.
-  for key, value, off in (('weight_decay', weight_decay, 0.0), ('momentum', momentum, None)):
+  neutral = (('weight_decay', weight_decay, 0.0), ('momentum', momentum, None), ('trust_coefficient', trust_coefficient, 0.001))
+  for key, value, off in neutral:
     if value != off and key not in takes:
       able = ', '.join(n for n, (_, keys) in _TAKES.items() if key in keys)
       raise UserError(f'optimizer: {name} takes no {key}, and it is {value!r}; leave it at {off}, or use {able}.')
-  values = {'weight_decay': weight_decay, 'b1': b1, 'b2': b2, 'eps': eps, 'momentum': momentum}
+  values = {
+    'weight_decay': weight_decay, 'b1': b1, 'b2': b2, 'eps': eps, 'momentum': momentum, 'trust_coefficient': trust_coefficient,
+  }  # fmt: skip
   rate = make_schedule(
     learning_rate, schedule=schedule, warmup_steps=warmup_steps, num_steps=num_steps, final_fraction=final_fraction
   )

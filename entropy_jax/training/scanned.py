@@ -90,6 +90,25 @@ def entropy_change(task: TabularTask, before: jax.Array, after: jax.Array) -> Me
   }
 
 
+def rollout(
+  task: TabularTask,
+  policy: Policy,
+  params: PyTree,
+  key: jax.Array,
+  prompt_M: jax.Array,
+  *,
+  group_size: int,
+  temperature: float | jax.Array = 1.0,
+) -> TokenBatch:
+  """group_size responses to each prompt with their rewards; the policy may be any that takes the task's tokens."""
+  prompt_tokens, group = group_prompts(prompt_M[:, None], group_size)
+  mask = jnp.ones_like(prompt_tokens, bool)
+  sampled = generate(policy, params, prompt_tokens, mask, key, num_tokens=task.num_tokens, temperature=temperature)
+  reward_B = task.reward(prompt_tokens[:, 0], sampled.tokens_BxT)
+  batch = token_batch(prompt_tokens, mask, sampled, group, reward_B, jax.random.fold_in(key, 1))
+  return batch.replace(**task.annotate(sampled.tokens_BxT))
+
+
 def train(
   make_task: Callable[[jax.Array], TabularTask],
   key: jax.Array,
@@ -123,13 +142,8 @@ def train(
   policy = policy_of(task)
   every_prompt = jnp.arange(task.num_prompts)
 
-  def rollout(params: PyTree, key: jax.Array, prompt_M: jax.Array = every_prompt, temperature: float | jax.Array = 1.0) -> TokenBatch:
-    prompt_tokens, group = group_prompts(prompt_M[:, None], group_size)
-    mask = jnp.ones_like(prompt_tokens, bool)
-    sampled = generate(policy, params, prompt_tokens, mask, key, num_tokens=task.num_tokens, temperature=temperature)
-    reward_B = task.reward(prompt_tokens[:, 0], sampled.tokens_BxT)
-    batch = token_batch(prompt_tokens, mask, sampled, group, reward_B, jax.random.fold_in(key, 1))
-    return batch.replace(**task.annotate(sampled.tokens_BxT))
+  def sample(params: PyTree, key: jax.Array, prompt_M: jax.Array = every_prompt, temperature: float | jax.Array = 1.0) -> TokenBatch:
+    return rollout(task, policy, params, key, prompt_M, group_size=group_size, temperature=temperature)
 
   def score(params: PyTree, batch: TokenBatch) -> TokenBatch:
     scores = scoring.score(policy, params, batch.tokens_BxN, batch.token_mask_BxN, task.num_tokens)
@@ -140,10 +154,10 @@ def train(
   def one(carry: Carry, index: jax.Array) -> tuple[Carry, tuple[jax.Array, Metrics]]:
     state, held = carry
     params, before = state.params, state.params[TABLE]
-    batch = rollout(params, jax.random.fold_in(root, index))
+    batch = sample(params, jax.random.fold_in(root, index))
     reward = jnp.mean(batch.reward_B)
     sampler = Sampler(
-      task.num_prompts, lambda prompt_M, key, temperature: rollout(params, key, prompt_M, temperature), lambda batch: score(params, batch)
+      task.num_prompts, lambda prompt_M, key, temperature: sample(params, key, prompt_M, temperature), lambda batch: score(params, batch)
     )
     held, batch, mixed = mixer.mix(held, batch, sampler)
     state, metrics = step.learn(
@@ -152,7 +166,7 @@ def train(
     return (state, held), (before, metrics | mixed | {'rollout/reward': reward})
 
   params = policy.init(root)
-  state = states.create(params, tx, objective, jax.eval_shape(rollout, params, root))
+  state = states.create(params, tx, objective, jax.eval_shape(sample, params, root))
   (state, _), (tables, per_step) = jax.lax.scan(one, (state, mixer.init()), jnp.arange(num_steps))
   return per_step, jnp.concatenate([tables, state.params[TABLE][None]])
 

@@ -19,6 +19,7 @@ from entropy_jax.objective import Objective
 from entropy_jax.ops import covariance, masked
 from entropy_jax.parallel.split import WHOLE, Split
 from entropy_jax.rollout import score as scoring
+from entropy_jax.training import attention as attentions
 from entropy_jax.training import ledger as ledgers
 from entropy_jax.training.ranges import check_divides
 from entropy_jax.training.state import TrainState
@@ -157,6 +158,7 @@ def learn(
   num_minibatches: int = 1,
   num_slices: int = 1,
   ledger: bool = False,
+  attention: bool = False,
   split: Split = WHOLE,
 ) -> tuple[TrainState, Metrics]:
   """All updates of one rollout: rewards and advantages once, then num_epochs passes over num_minibatches shuffled minibatches.
@@ -164,19 +166,22 @@ def learn(
   Args:
     state: before the rollout's updates.
     batch: this part's rows of the rollout, with their rewards; batch.key drives the shuffles and every random choice of a method.
+      A statistic of the behaviour policy that `old_stats` does not hold yet costs a pass over the batch.
     num_epochs, num_minibatches: updates_per_rollout is their product; with one minibatch rows are not shuffled.
     num_slices: gradient accumulation inside each update.
     ledger: whether each update accounts for its entropy change.
+    attention: whether the attention of the policy that sampled is measured, `attention/*` as in training/attention.py; one more pass.
     split: how the rows lie over devices, `WHOLE` for the global view. Minibatches are drawn from the whole batch.
 
   Returns:
     (state, metrics): prepare's metrics, and the mean over the updates of each update's metrics.
   """
-  behaviour = tuple(s for s in objective.stats if s.of == 'behaviour')
+  seen = attentions.measures(policy, state.params, batch, num_slices=num_slices, split=split) if attention else {}
+  behaviour = tuple(s for s in objective.stats if s.of == 'behaviour' and s.name not in batch.old_stats)
   if behaviour:  # the policy that sampled is the one that the rollout starts from
     tokens = (batch.tokens_BxN, batch.token_mask_BxN, batch.mask_BxT.shape[1])
     scores = scoring.score(policy, state.params, *tokens, temperature=temperature, stats=behaviour)
-    batch = batch.replace(old_stats=jax.lax.stop_gradient(scores.stats))
+    batch = batch.replace(old_stats={**batch.old_stats, **jax.lax.stop_gradient(scores.stats)})
   key = batch.key
   batch = split.gather(batch.replace(key=None)).replace(key=key)
   num_sequences = batch.mask_BxT.shape[0]
@@ -203,7 +208,7 @@ def learn(
     return update(state, part, ledger=ledger, **how)
 
   state, metrics = jax.lax.scan(one, state.replace(objective_state=objective_state), jnp.arange(num_epochs * num_minibatches))
-  return state, prepared | {name: jnp.mean(values) for name, values in metrics.items()}
+  return state, prepared | seen | {name: jnp.mean(values) for name, values in metrics.items()}
 
 
 def _permuted(batch: TokenBatch, order_B: jax.Array) -> TokenBatch:

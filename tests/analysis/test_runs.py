@@ -122,3 +122,8 @@ class TestStackRuns:
       runs.stack_runs([run], 'zzz')
     with pytest.raises(UserError, match='no run was given'):
       runs.stack_runs([], 'a/x')
+
+
+class TestOrdered:
+  def test_known_names_first(self):
+    assert runs.ordered({'b', 'whole', 'a', 'fused'}, ('whole', 'fused', 'absent')) == ['whole', 'fused', 'a', 'b']

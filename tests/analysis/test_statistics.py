@@ -226,3 +226,11 @@ class TestSignAgreement:
 
   def test_nothing_to_compare_is_nan(self):
     assert np.isnan(S.sign_agreement(np.zeros(3), np.ones(3)))
+
+
+class TestMeanWithInterval:
+  def test_in_words(self):
+    assert S.mean_with_interval(np.array([2.0, 2.0])) == '2 [2, 2]'
+    low, high = S.bootstrap_interval(np.array([0.1, 0.2, 0.6]), bounds=(0.0, 1.0))
+    assert S.mean_with_interval(np.array([0.1, 0.2, 0.6]), bounds=(0.0, 1.0)) == f'0.3 [{low:.3g}, {high:.3g}]'
+    assert S.mean_with_interval(np.array([2.0, np.inf, np.nan])) == '1 of 3 seeds'

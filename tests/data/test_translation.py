@@ -121,6 +121,14 @@ class TestExactEntropies:
     # On average 1.5 clauses of 2.5 words: 3.75 words of ln 2 each and an end that is certain.
     assert math.isclose(self.TINY.optimal_loss, 3.75 / 4.75 * math.log(2))
 
+  @pytest.mark.parametrize('pair', [PAIR, TINY, Translation(num_nouns=3, num_adjectives=2, num_verbs=2, max_clauses=2, num_synonyms=2)])
+  def test_unigram_loss_is_the_entropy_of_the_tokens_that_come(self, pair):
+    batch = pair.batch(3, np.arange(3000))
+    counts = np.bincount(batch['target_tokens_BxT'][batch['target_mask_BxT']])
+    p = counts[counts > 0] / counts.sum()
+    # Some 15,000 tokens or more: the plug-in entropy is low by (classes - 1) / 2n < 0.002, its standard deviation about 0.003.
+    np.testing.assert_allclose(pair.unigram_loss, -np.sum(p * np.log(p)), atol=0.012)
+
   def test_synonyms_are_uniform_and_independent(self):
     batch = self.TINY.batch(1, np.arange(1000))
     pairs = zip(sentences(batch, 'source'), sentences(batch, 'target'), strict=True)

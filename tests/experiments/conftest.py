@@ -27,6 +27,18 @@ def run(workdir: pathlib.Path, *overrides: str) -> subprocess.CompletedProcess:
   return subprocess.run(command(workdir, *overrides), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600, check=False)
 
 
+def changed(config, **changes):
+  """The config with other values, a group's key as GROUP__KEY; whole groups are replaced, and what is locked may get new keys."""
+  for key, value in changes.items():
+    *groups, last = key.split('__')
+    at = config
+    for group in groups:
+      at = at[group]
+    with at.unlocked():
+      at[last] = value
+  return config
+
+
 @pytest.fixture(scope='session')
 def tiny_study(tmp_path_factory) -> pathlib.Path:
   """The folder of a finished tiny study, run once for all workers of the suite."""

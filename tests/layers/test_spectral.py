@@ -9,6 +9,7 @@ import pytest
 from entropy_jax.layers import spectral
 from entropy_jax.models import transformer
 from entropy_jax.types import UserError
+from tests.ops.test_spectral import decomposed
 
 normal = lambda seed, *shape: np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
@@ -108,6 +109,12 @@ class TestTopSingularVector:
     u = top_singular_vector(w)
     np.testing.assert_allclose(np.linalg.norm(u, axis=-1), 1, rtol=1e-6)
     np.testing.assert_allclose(norm_along(w, u), [np.linalg.norm(w[0], 2), 0], rtol=1e-5)
+
+  def test_one_matrix_a_call_under_vmap_too(self):
+    """Batched LAPACK calls of programs that run beside each other on a CPU may wait for one another for ever."""
+    w, mapped = normal(0, 3, 2, 6, 5), jax.jit(jax.vmap(spectral.top_singular_vector))
+    assert set(decomposed(jax.make_jaxpr(mapped)(w).jaxpr)) == {(5, 5)}
+    np.testing.assert_allclose(mapped(w), top_singular_vector(w), atol=1e-6)
 
   def test_ideal_adam_step(self):
     # Proposition 3.2: D = mu / sqrt(mu^2 + n^2) has |D|_2 >= sqrt(w) sqrt(1 - mean n^2 / (mu^2 + n^2)).

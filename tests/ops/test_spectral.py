@@ -1,6 +1,7 @@
 """Spectral norms against numpy's singular values, closed forms and automatic differentiation."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,6 +67,27 @@ class TestSpectralNorm:
     got = spectral_norm(x)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, singular_norm(np.asarray(x, np.float64)), rtol=1e-5)
+
+
+class TestOneMatrixACall:
+  """On the CPU of the tests. Batched LAPACK calls wait for the threads that they run on, and two of them at a time may never end."""
+
+  @pytest.mark.parametrize('of', ['spectral_norm', 'prefix_norms', 'product_norm'])
+  def test_no_batched_decomposition(self, of: str):
+    x = jnp.ones((2, 3, 6, 5))
+    traced = jax.make_jaxpr(getattr(spectral, of))(*([x, x] if of == 'product_norm' else [x]))
+    assert (shapes := decomposed(traced.jaxpr)) and all(len(shape) == 2 for shape in shapes), shapes
+
+
+def decomposed(jaxpr) -> list[tuple[int, ...]]:
+  """Shapes that LAPACK is called with anywhere in a program."""
+  found = []
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name in ('eigh', 'geqrf', 'qr', 'svd'):
+      found.append(eqn.invars[0].aval.shape)
+    for part in jax.extend.core.jaxprs_in_params(eqn.params):
+      found += decomposed(part)
+  return found
 
 
 class TestProductNorm:

@@ -9,6 +9,7 @@ import scipy.stats
 
 from entropy_jax.methods import samplers
 from entropy_jax.models import tabular, transformer
+from entropy_jax.ops import vocabulary
 from entropy_jax.rollout import generate, score
 from entropy_jax.types import UserError
 
@@ -84,13 +85,17 @@ class TestGenerate:
     B, P, T = 12, 5, 6
     tokens = jax.random.randint(jax.random.key(1), (B, P), 0, 7)
     mask = jnp.arange(P)[None] >= (jnp.arange(B) % (P + 1))[:, None]  # left padding, and two rows of nothing else
-    out = sampler(DECODER, num_tokens=T, temperature=temperature, eos_id=2, pad_id=1)(params, tokens, mask, jax.random.key(2))
+    stats = (vocabulary.collision_probability_stat(of='behaviour'), vocabulary.log_normalizer_stat())
+    how = {'num_tokens': T, 'temperature': temperature, 'eos_id': 2, 'pad_id': 1, 'stats': stats}
+    out = sampler(DECODER, **how)(params, tokens, mask, jax.random.key(2))
     assert out.finished_B.any() and not out.finished_B.all()
     whole = jnp.concatenate([tokens, out.tokens_BxT], 1), jnp.concatenate([mask, out.mask_BxT], 1)
     for t, logp, entropy in ((temperature, out.logp_BxT, out.entropy_BxT), (1.0, out.logp1_BxT, out.entropy1_BxT)):
-      scores = jax.jit(lambda p, t=t: score.score(DECODER, p, *whole, T, temperature=t))(params)
+      scores = jax.jit(lambda p, t=t: score.score(DECODER, p, *whole, T, temperature=t, stats=stats))(params)
       np.testing.assert_allclose(logp, scores.logp_BxT, atol=1e-5)
       np.testing.assert_allclose(entropy, scores.entropy_BxT, atol=1e-5)
+      for name, stat_BxT in scores.stats.items() if t == temperature else ():
+        np.testing.assert_allclose(out.stats[name], stat_BxT, atol=1e-5)
 
   def test_monte_carlo_entropy_is_unbiased_at_temperature_1_only(self):
     # policy_entropy.md B1: -mean(logp) against the mean exact entropy, sampled at 1 and at .8.

@@ -47,6 +47,9 @@ class TestMakeOptimizer:
     # |p| = 5, |g + 0.5 p| = |(0, 2) + (1.5, 2)| = |(1.5, 4)|, trust .001 * 5 / |(1.5, 4)|
     first = first_update([[3.0, 4.0]], [[0.0, 2.0]], 'lars', 0.1, weight_decay=0.5)
     np.testing.assert_allclose(first, [[-0.1 * 0.005 / np.hypot(1.5, 4) * x for x in (1.5, 4.0)]], rtol=1e-5)
+    # |p| / |g| = 5 / 2, times .02
+    turned = first_update([[3.0, 4.0]], [[0.0, 2.0]], 'lars', 0.1, trust_coefficient=0.02)
+    np.testing.assert_allclose(turned, [[0.0, -0.1 * 0.02 * 2.5 * 2.0]], rtol=1e-5)
     # No matrix, so neither decay nor trust: plain descent.
     np.testing.assert_allclose(first_update([3.0, 4.0], [0.0, 2.0], 'lars', 0.1, weight_decay=0.5), [0.0, -0.2], rtol=1e-6)
 
@@ -83,6 +86,7 @@ class TestMakeOptimizer:
       ('adam', {'max_grad_norm': 0.0}, 'max_grad_norm=0.0'),
       ('adam', {'weight_decay': 0.1}, 'adam takes no weight_decay.*use adamw, lars, lion'),
       ('adam', {'momentum': 0.0}, 'adam takes no momentum'),
+      ('sgd', {'trust_coefficient': 0.1}, 'sgd takes no trust_coefficient, and it is 0.1; leave it at 0.001, or use lars.'),
       ('sgd', {'schedule': 'linear'}, 'needs num_steps'),
       ('sgd', {'warmup_steps': -1}, 'warmup_steps=-1'),
       ('sgd', {'schedule': 'linear', 'num_steps': 5, 'warmup_steps': 5}, 'warmup_steps=5 leaves nothing'),

@@ -16,6 +16,7 @@ from entropy_jax.layers import spectral
 from entropy_jax.models import transformer
 from entropy_jax.models.tabular import TABLE
 from entropy_jax.parallel import ROWS, STATE, WHOLE, make
+from entropy_jax.rollout import score as scoring
 from entropy_jax.rollout.batch import group_prompts, token_batch
 from entropy_jax.rollout.generate import Rollout, generate
 from entropy_jax.training import scanned, state, step
@@ -162,6 +163,14 @@ class TestLearn:
     found = Setting({'advantages': [{'name': 'optimal_token_baseline'}], 'surrogates': [{'name': 'reinforce'}]})
     after, metrics = found.learn()
     assert np.isfinite(metrics['update/loss']) and int(after.num_rejected) == 0
+    # Where the batch holds them, from `generate`, they are taken as they are.
+    (stat,) = found.objective.stats
+    tokens = (found.batch.tokens_BxN, found.batch.token_mask_BxN, 6)
+    scores = jax.jit(lambda p: scoring.score(found.policy, p, *tokens, stats=(stat,)))(found.state.params)
+    found.batch = found.batch.replace(old_stats=scores.stats)
+    chex.assert_trees_all_close(found.learn()[0].params, after.params, rtol=1e-6)
+    found.batch = found.batch.replace(old_stats={stat.name: 0.5 * scores.stats[stat.name]})
+    assert float(jnp.max(jnp.abs(found.learn()[0].params[TABLE] - after.params[TABLE]))) > 1e-4
 
 
 class Reparametrised:
