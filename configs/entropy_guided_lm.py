@@ -10,7 +10,8 @@ Claims:   the paper's order of losses along its ladder of models, overload of ea
           activation, what the scaled fused MLP mends of it, and what the penalty does; and the method card's predictions of entropies.
 
 All variants have the same batches in the same order, and the same kernels at the start wherever the shapes are the same. Sizes, learning
-rate, warm-up and clipping are those of the card's pilot; variants, penalties and criteria were fixed before the study was run.
+rate, warm-up and clipping are those of the card's pilot; variants, penalties and criteria were fixed before the study was run, after
+one-seed pilots that chose the number of steps.
 """
 
 from typing import Any

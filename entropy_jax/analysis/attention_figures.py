@@ -1,6 +1,7 @@
 """Figures of the attention-entropy study: loss against learning rate, entropy by layer and step, entropy against the theorem's bound."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -68,7 +69,10 @@ def entropy_heatmap(sweeps: Sweeps, names: Sequence[str], rates: Sequence[int]) 
         extent = (0.0, float(swept.log_step_C[-1]), num_layers + 0.5, 0.5)
         image = axes.imshow(mean_CxL.T, aspect='auto', vmin=0.0, vmax=1.0, cmap='viridis', extent=extent, interpolation='nearest')
         axes.set_yticks(range(1, num_layers + 1))
-        axes.set_title(f'{name}, {swept.rate_K[k]:g}' if column == 0 else f'{swept.rate_K[k]:g}', fontsize=9)
+        if row == 0:
+          place: dict[str, Any] = {'xycoords': 'axes fraction', 'textcoords': 'offset points', 'ha': 'center'}
+          axes.annotate(f'learning rate {swept.rate_K[k]:g}', (0.5, 1.0), (0, 20), **place)
+      panels[row, 0].set_title(name, fontsize=9)
       panels[row, 0].set_ylabel('layer')
     for axes in panels[-1]:
       axes.set_xlabel('update')

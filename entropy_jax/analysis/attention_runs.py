@@ -206,7 +206,7 @@ def load(workdir: pathlib.Path) -> dict[str, Sweeps]:
         initial_loss=math.log(classes),
         tail=config['tail'],
       )
-      for name in config['variants']
+      for name in sorted(config['variants'], key=lambda name: name != BASELINE)  # which is drawn dark
     }
     found[task] = Sweeps(task, num_keys, variants, settings['schedule'])
   return found

@@ -30,7 +30,8 @@ class TestEntropyHeatmap:
   def test_panels(self):
     figure = attention_figures.entropy_heatmap(task(), ['pre_ln', 'qk_norm'], [0, 2, 3])
     panels = [axes for axes in figure.axes if axes.images]
-    assert len(panels) == 6 and panels[0].get_title(loc='left') == 'pre_ln, 0.001' and panels[1].get_title(loc='left') == '0.03'
+    assert len(panels) == 6 and panels[0].get_title(loc='left') == 'pre_ln' and panels[3].get_title(loc='left') == 'qk_norm'
+    assert [text.get_text() for axes in panels for text in axes.texts] == [f'learning rate {rate}' for rate in ('0.001', '0.03', '0.1')]
     image = panels[1].images[0].get_array()  # [L, C], the mean over seeds of .02 and .5, and .3 more in the second layer
     np.testing.assert_allclose(image, [[0.26] * 5, [0.56] * 5])
     assert np.ma.getmaskarray(panels[2].images[0].get_array()).all()  # nothing is finite there

@@ -43,6 +43,10 @@ class TestClaims:
     found = verdicts(task(**(papers().extensions | {'abf': made((1.0, 3.2, 4.0), (1.0, NAN, NAN), early=0.25, late=0.15)})))
     assert found[context_extension.CENTRAL] == INCONCLUSIVE and found['base_raises_growth'] == REPRODUCED
 
+  def test_guessing_at_any_length_is_not_holding(self):
+    lost = made((1.0, 1.7, 1.7), (3.5, 3.5, 3.5), early=0.25, late=0.1)
+    assert verdicts(task(**(papers().extensions | {'entropy_abf': lost})))['entropy_abf_holds_beyond_tuning'] == INCONCLUSIVE
+
   def test_two_seeds_decide_nothing(self):
     two = np.array([0.0, 0.001])
     few = task(none=made((1.0, 3.0, 4.0), (1.0, 2.0, 3.5), seeds=two), abf=made((1.0, 3.2, 4.0), (1.0, 1.5, 2.0), seeds=two))

@@ -51,7 +51,7 @@ class TestStudy:
     claims = {claim['id']: claim for claim in json.loads((tiny / 'claims.json').read_text())}
     held = [claims[f'holds/{form}'] for form in study.FORMS]
     assert {claim['value'] for claim in held} == {0.0} and {claim['verdict'] for claim in held} == {'inconclusive'}  # too few rows
-    for id in ('tight/attained', 'tight/noticed', 'sphere/reaches', 'trained/products'):
+    for id in ('tight/attained', 'tight/in_every_form', 'tight/noticed', 'sphere/reaches', 'trained/products'):
       assert claims[id]['verdict'] == 'reproduced', claims[id]
     assert claims['order/centred']['value'] == 0.0
     page = (tiny / 'report.html').read_text()

@@ -121,9 +121,9 @@ class TestBlockConfig:
     ('changes', 'message'),
     [
       ({'mlp_width': True}, 'mlp_width is True: give a positive integer'),
-      ({'linear': 'sigma'}, "linear is 'sigma': choose one of dense, sigma_reparam, spectral_norm .*'sigma_reparam'"),
-      ({'qk_norm': True}, "qk_norm is True: choose one of None, rms, layer, l2 "),
-      ({'activation': 'swish'}, "activation is 'swish': choose one of swiglu, relu, .*, fused "),
+      ({'linear': 'sigma'}, "linear is 'sigma': choose one of dense, sigma_reparam, spectral_norm.*'sigma_reparam'"),
+      ({'qk_norm': True}, "qk_norm is True: choose one of None, rms, layer, l2"),
+      ({'activation': 'swish'}, "activation is 'swish': choose one of swiglu, relu, .*, fused"),
       ({'softmax_temperature': 'soft'}, "softmax_temperature is 'soft'.*'softplus'"),
       ({'logit_cap': 0.0}, 'logit_cap is 0.0: give a positive number'),
       ({'gain_init': 'sigma'}, "gain_init is 'sigma' while linear is 'dense'"),
