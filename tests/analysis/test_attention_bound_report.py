@@ -102,7 +102,7 @@ class TestTables:
 class TestReport:
   def test_files(self, folder):
     found = made_report.report(folder, seconds=1.4)
-    assert len(json.loads((folder / 'claims.json').read_text())) == len(found) == 9
+    assert len(json.loads((folder / 'claims.json').read_text())) == len(found) == 10
     page = (folder / 'report.html').read_text()
     assert page.count('data:image/png;base64,') == 2
     assert '120 rows of random, trained and adversarial layers' in page and ': 0 are below it' in page

@@ -17,6 +17,8 @@ def cache():
   """The processes of one layout compile their programs once."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax-studies'))
+    patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+    patch.setenv('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
     yield
 
 
