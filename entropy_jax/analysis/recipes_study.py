@@ -228,7 +228,7 @@ NOTES = (
   'One point of accuracy is less than four images of the test set, which is the same for all seeds: intervals are over seeds alone.',
   'A thousand small images, a width of 32 and a few hundred updates: what the published recipes reach on large data is not tested.',
   'Grids of learning rates and the start of the gains (the norm of the kernel, as in the published vision layers, and not 1) were set '
-  'after a first run: there the best rate of two recipes lay at the edge of their grids, and with gains of 1 some seeds of SGD learnt nothing.',
+  'after a first run: there the best rate of two recipes lay at the edge of their grids, and with gains of 1 some seeds of SGD failed.',
   'LARS has its trust ratio on matrices alone; gains, biases and norms take the plain rate, and the coefficient of the ratio is one number '
   'for all its recipes.',
   'Depth is told from three seeds, and the grid of depths doubles: a depth between two of it is not tried.',
