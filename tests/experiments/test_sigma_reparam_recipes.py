@@ -21,6 +21,7 @@ def smaller() -> object:
   """The tiny study with two recipes and one model of the deep part."""
   config = study.get_config('tiny')
   config.digits.update({'width': 8, 'num_heads': 2, 'mlp_width': 8, 'num_steps': 4, 'log_every': 2, 'batch_size': 8})
+  config.digits.num_seeds = 2
   for name, recipe in config.digits.recipes.items():
     if name == 'tuned':
       recipe.optimizer.warmup_steps = 1
