@@ -64,7 +64,7 @@ def steps(mode: str, num_devices: int) -> dict[str, Callable[[], Any]]:
     decode=tokenizer.decode_batch,
     group_size=config.group_size,
     num_tokens=RESPONSE,
-    eos_id=tokenizers.EOS,
+    stop_ids=(tokenizers.EOS,),
   )
   size = config.warm_start.batch_size
   return {

@@ -182,3 +182,44 @@ def take_rows(tree: PyTree, start: jax.Array | int, size: int) -> PyTree:
     return jax.lax.dynamic_slice_in_dim(x, start, size, axis=0) if per_sequence else x
 
   return jax.tree_util.tree_map_with_path(take, tree)
+
+
+class Frozen(struct.PyTreeNode):
+  """A part of a tree of parameters that no update changes, such as the model under low-rank adapters.
+
+  Models read it like the rest. It is neither differentiated, nor in the optimizer's state, nor in checkpoints, and goes into compiled
+  functions as an argument that is never donated and is no result.
+  """
+
+  tree: PyTree
+
+
+def _is_frozen(node: Any) -> bool:
+  return isinstance(node, Frozen)
+
+
+def without_frozen(tree: PyTree) -> PyTree:
+  """The tree with nothing in its frozen parts, of which there is no leaf left: what is trained.
+
+  >>> without_frozen({'a': 1, 'base': Frozen({'w': 2})})
+  {'a': 1, 'base': Frozen(tree=None)}
+  """
+  return jax.tree.map(lambda x: Frozen(None) if _is_frozen(x) else x, tree, is_leaf=_is_frozen)
+
+
+def frozen_of(tree: PyTree) -> tuple[PyTree, ...]:
+  """The frozen parts of the tree, in order; None for those without leaves, such as a state of an optimizer mirrors them."""
+  return tuple(x.tree for x in jax.tree.leaves(tree, is_leaf=_is_frozen) if _is_frozen(x))
+
+
+def with_frozen(tree: PyTree, parts: tuple[PyTree, ...]) -> PyTree:
+  """The tree with these frozen parts: `with_frozen(without_frozen(tree), frozen_of(tree))` is the tree.
+
+  >>> with_frozen({'a': 3, 'base': Frozen(None)}, ({'w': 2},))
+  {'a': 3, 'base': Frozen(tree={'w': 2})}
+  """
+  leaves, structure = jax.tree.flatten(tree, is_leaf=_is_frozen)
+  places = [i for i, x in enumerate(leaves) if _is_frozen(x)]
+  for i, part in zip(places, parts, strict=True):
+    leaves[i] = Frozen(part)
+  return jax.tree.unflatten(structure, leaves)

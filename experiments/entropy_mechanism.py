@@ -109,7 +109,7 @@ def tabular(task: str, config: Any, objectives: dict[str, Objective], directory:
   """Every method on one task: one compiled scan a method, all seeds vmapped; two methods compile and run at a time."""
   given = config.tabular[task]
   settings = tables.Settings(given.num_steps, given.group_size, given.num_epochs, given.learning_rate)
-  runs = {name: (objective, settings) for name, objective in objectives.items()}
+  runs = {name: (objective, {'': settings}) for name, objective in objectives.items()}
   tables.study(
     TASKS[task], runs, directory, num_seeds=config.tabular.num_seeds, seed=config.seed, description=task, ledger=config.ledger
   )

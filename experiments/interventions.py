@@ -64,8 +64,7 @@ def main(config: Any, workdir: pathlib.Path) -> None:
     if config.countdown.num_seeds:  # seconds, and a mistake shows before the tables run for minutes
       problems = countdown.read_problems(config.countdown, study.text.shape, directory)
   for task in TASKS if config.tabular.num_seeds else ():
-    for epochs in study.epochs:
-      tabular(task, epochs, config, study.tabular[task], workdir / 'tabular' / task / epochs)
+    tabular(task, config, study, workdir / 'tabular' / task)
   if config.countdown.num_seeds:
     countdown.train(config, study.text, problems, directory)
   with processes.agreed():  # so that the others wait for the report
@@ -155,18 +154,21 @@ def _fitting(specs: Mapping[str, Any], absent: frozenset[str], where: str, notes
   return found
 
 
-def tabular(task: str, epochs: str, config: Any, objectives: Mapping[str, Objective], directory: pathlib.Path) -> None:
-  """Every method on one task with one number of updates per rollout."""
-  given, group_size = config.tabular[task][epochs], config.tabular[task].group_size
+def tabular(task: str, config: Any, study: Study, directory: pathlib.Path) -> None:
+  """Every method on one task, with every number of updates per rollout."""
+  given = config.tabular[task]
   faster = _names('tabular.unnormalised', config.tabular.unnormalised, list(config.lines))
   runs = {}
-  for name, objective in objectives.items():
-    rate = given.learning_rate * (config.tabular.unnormalised_rate if name in faster else 1.0)
-    runs[name] = objective, tables.Settings(given.num_steps, group_size, int(epochs.removeprefix('epochs_')), rate)
-  description = f'{task}, {epochs.replace("_", " ")}'
+  for name, objective in study.tabular[task].items():
+    more = config.tabular.unnormalised_rate if name in faster else 1.0
+    settings = {}
+    for epochs in study.epochs:
+      steps, rate = given[epochs].num_steps, given[epochs].learning_rate * more
+      settings[epochs] = tables.Settings(steps, given.group_size, int(epochs.removeprefix('epochs_')), rate)
+    runs[name] = objective, settings
   # A method that breaks is a result, and must not take the others with it.
   how = {'num_seeds': config.tabular.num_seeds, 'seed': config.seed, 'ledger': config.ledger, 'strict': False}
-  tables.study(TABLES[task], runs, directory, description=description, **how)
+  tables.study(TABLES[task], runs, directory, description=task, **how)
 
 
 if __name__ == '__main__':

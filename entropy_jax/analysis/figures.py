@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from scipy import stats
+from scipy import special
 
 from entropy_jax.analysis import statistics
 from entropy_jax.types import UserError
@@ -366,7 +366,7 @@ def mean_and_band(value_RxN: np.ndarray, *, level: float = 0.95) -> tuple[np.nda
     spread_N = np.nanstd(value_RxN, axis=0, ddof=1)
   half_N = np.full(mean_N.shape, np.nan)
   several_N = count_N > 1
-  quantile_N = stats.t.ppf((1 + level) / 2, count_N[several_N] - 1)
+  quantile_N = special.stdtrit(count_N[several_N] - 1, (1 + level) / 2)
   half_N[several_N] = quantile_N * spread_N[several_N] / np.sqrt(count_N[several_N])
   return mean_N, mean_N - half_N, mean_N + half_N
 

@@ -16,6 +16,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from entropy_jax.analysis import sample_table
 from entropy_jax.analysis.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, VERDICTS, Claim
 from entropy_jax.types import UserError
 
@@ -42,12 +43,13 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """A heading, paragraphs (blank lines between them, `code` in backticks), figures and a table."""
+  """A heading, paragraphs (blank lines between them, `code` in backticks), figures, a table, and texts coloured token by token."""
 
   title: str
   text: str = ''
   figures: Sequence[FigureRef] = ()
   table: Table | None = None
+  samples: Sequence[sample_table.Sample] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +93,11 @@ def write_report(path: PathLike, report: Report) -> pathlib.Path:
   for number, section in enumerate(report.sections, start=1):
     figures = ''.join(_figure(figure) for figure in section.figures)
     table = '' if section.table is None else _table(section.table.header, section.table.rows)
+    table += sample_table.table(section.samples) if section.samples else ''
     text = _paragraphs(section.text)
     body.append(f'<section id="section-{number}"><h2>{_escape(section.title)}</h2>{text}{figures}{table}</section>')
   body += [_notes(report), _what_was_run(report)]
-  return _write(path, report.title, ''.join(body))
+  return _write(path, report.title, ''.join(body), _CSS + (sample_table.CSS if any(s.samples for s in report.sections) else ''))
 
 
 def write_index(path: PathLike, entries: Sequence[IndexEntry], *, title: str = 'Reports') -> pathlib.Path:
@@ -107,14 +110,14 @@ def write_index(path: PathLike, entries: Sequence[IndexEntry], *, title: str = '
       f'<section class="card"><h2><a href="{_escape(urllib.parse.quote(link))}">{_escape(entry.title)}</a></h2>'
       f'{_paragraphs(entry.summary)}{_tally(entry.claims)}</section>'
     )
-  return _write(path, title, f'<h1>{_escape(title)}</h1>' + ''.join(cards))
+  return _write(path, title, f'<h1>{_escape(title)}</h1>' + ''.join(cards), _CSS)
 
 
-def _write(path: PathLike, title: str, body: str) -> pathlib.Path:
+def _write(path: PathLike, title: str, body: str, css: str) -> pathlib.Path:
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + '.partial')
-  partial.write_text(_PAGE.format(title=_escape(title), css=_CSS, body=body), encoding='utf-8')
+  partial.write_text(_PAGE.format(title=_escape(title), css=css, body=body), encoding='utf-8')
   os.replace(partial, path)
   return path
 

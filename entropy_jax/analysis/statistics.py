@@ -20,7 +20,7 @@ width (a third wider than t at 5 normal runs): it is the default. With 8 seeds i
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
+from scipy import special  # scipy.stats takes a second to import, and every experiment imports this file
 
 from entropy_jax.types import UserError
 
@@ -94,7 +94,7 @@ def bootstrap_interval(
     return estimate, estimate
   tails = np.array([(1 - level) / 2, (1 + level) / 2])
   error = float(_jackknife_error(values_R[None], statistic)[0])
-  ends = estimate + stats.t.ppf(tails, num_runs - 1) * error
+  ends = estimate + special.stdtrit(num_runs - 1, tails) * error
   if method != 't':
     index_MxR = np.random.default_rng(seed).integers(0, num_runs, (num_samples, num_runs))
     resampled_MxR = values_R[index_MxR]
@@ -147,13 +147,13 @@ def _bca_tails(
 ) -> np.ndarray:
   """The quantiles that BCa reads instead of alpha/2 and 1 - alpha/2."""
   below = np.mean(drawn_M < estimate) + 0.5 * np.mean(drawn_M == estimate)
-  bias = stats.norm.ppf(np.clip(below, 1 / drawn_M.size, 1 - 1 / drawn_M.size))
+  bias = special.ndtri(np.clip(below, 1 / drawn_M.size, 1 - 1 / drawn_M.size))
   left_R = _leave_one_out(values_R[None], statistic)[0]
   pull_R = np.mean(left_R) - left_R
   spread = np.sum(pull_R**2) ** 1.5
   acceleration = np.sum(pull_R**3) / (6 * spread) if spread > 0 else 0.0
-  shifted = bias + stats.norm.ppf(tails)
-  return stats.norm.cdf(bias + shifted / (1 - acceleration * shifted))
+  shifted = bias + special.ndtri(tails)
+  return special.ndtr(bias + shifted / (1 - acceleration * shifted))
 
 
 def paired_difference_interval(
@@ -246,7 +246,13 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
   0.5
   """
   x, y = _finite_pairs(x, y)
-  return correlation(stats.rankdata(x), stats.rankdata(y))
+  return correlation(_mean_ranks(x), _mean_ranks(y))
+
+
+def _mean_ranks(x_N: np.ndarray) -> np.ndarray:
+  """Ranks from 1, those of equal values replaced by their mean."""
+  _, place_N, count_U = np.unique(x_N, return_inverse=True, return_counts=True)
+  return (np.cumsum(count_U) - (count_U - 1) / 2)[place_N]
 
 
 def sign_agreement(x: np.ndarray, y: np.ndarray) -> float:

@@ -178,7 +178,7 @@ def train(
       decode=tokenizer.decode_batch,
       group_size=GROUP_SIZE,
       num_tokens=NUM_TOKENS,
-      eos_id=tokenizers.EOS,
+      stop_ids=(tokenizers.EOS,),
       num_epochs=2,
       num_slices=num_slices,
     ),

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from entropy_jax.types import UserError
 # Upper end of each split's share of the hash range: 80 %, 10 %, 10 %.
 SPLIT_ENDS = {'train': 0.8, 'validation': 0.9, 'test': 1.0}
 MAX_NUMBERS = 4  # five numbers have about 10^6 expressions each
+_PROMPT = re.compile(r'[0-9]{1,6}( [0-9]{1,6}){0,15}=-?[0-9]{1,6}:')
 
 # An expression: its exact value num / den (not reduced, den != 0), its text, and how tightly its last operation binds.
 _Node = tuple[int, int, str, int]
@@ -52,6 +54,19 @@ def prompt_text(numbers: Iterable[int], target: int) -> str:
   '3 5 7=22:'
   """
   return f'{" ".join(str(int(n)) for n in numbers)}={int(target)}:'
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def read_prompt(text: str) -> tuple[tuple[int, ...], int]:
+  """Numbers, in the order shown, and target of a prompt that `prompt_text` wrote.
+
+  >>> read_prompt('3 5 7=22:')
+  ((3, 5, 7), 22)
+  """
+  if not _PROMPT.fullmatch(text):
+    raise UserError(f'problem={text!r:.60}: is no countdown problem; write numbers and target as {prompt_text((3, 5, 7), 22)!r}.')
+  numbers, _, target = text.removesuffix(':').partition('=')
+  return tuple(map(int, numbers.split(' '))), int(target)
 
 
 def expressions(numbers: Iterable[int]) -> tuple[str, ...]:

@@ -79,6 +79,7 @@ def load(
   question: str = 'question',
   answer: str = 'answer',
   limit: int | None = None,
+  whole: bool = False,
 ) -> Questions:
   """The questions of a set by name, or of a file by path.
 
@@ -89,6 +90,7 @@ def load(
     question: of a file: the column of the questions; a dot leads into a column of groups, 'extra.question'.
     answer: of a file: the column of the answers: numbers, or texts whose answer follows the last ####, stands in the last box, or is all.
     limit: at most so many, the first; None for all.
+    whole: take answers as they stand, such as worked solutions to be imitated, and not what they mark as their result.
 
   Raises:
     UserError: an unknown name, a set that is not prepared, a file that is missing or damaged, a column that is missing, a question or an
@@ -121,7 +123,8 @@ def load(
     if len(questions) == limit:
       break
     questions.append(_text(record, question, place))
-    reference = reference_answer(_text(record, answer, place))
+    text = _text(record, answer, place)
+    reference = text if whole else reference_answer(text)
     if not reference:
       raise UserError(f'{answer}={record!r:.60}: {place} marks an empty answer; remove the row or give its answer.')
     references.append(reference)

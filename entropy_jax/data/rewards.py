@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from entropy_jax.data import marked_answers
+from entropy_jax.data import marked_answers, verifiers
 from entropy_jax.data.answer_verifier import AnswerVerifier, Verdict
+from entropy_jax.data.countdown import read_prompt
 from entropy_jax.transform import nearest
 from entropy_jax.types import UserError
 
@@ -76,6 +77,21 @@ def finished(completion: str, reference: str, context: Context) -> float:
   return float(context.finished)
 
 
+def countdown(completion: str, reference: str, context: Context) -> float:
+  """1 where the completion reaches the target of the countdown problem that the reference is, with each of its numbers once.
+
+  >>> countdown('3*5+7', '3 5 7=22:', Context()), countdown('22', '3 5 7=22:', Context())
+  (1.0, 0.0)
+  """
+  return float(verifiers.verify_countdown(completion.strip(), *read_prompt(reference)) is verifiers.Verdict.CORRECT)
+
+
+def countdown_numbers(completion: str, reference: str, context: Context) -> float:
+  """1 where the completion is an expression of the countdown problem's numbers, each once, whatever its value."""
+  verdict = verifiers.verify_countdown(completion.strip(), *read_prompt(reference))
+  return float(verdict in (verifiers.Verdict.CORRECT, verifiers.Verdict.WRONG_VALUE))
+
+
 RewardFunction = Callable[..., float]
 REWARDS: dict[str, RewardFunction] = {
   'accuracy': accuracy,
@@ -83,6 +99,8 @@ REWARDS: dict[str, RewardFunction] = {
   'one_box': one_box,
   'hash_line': hash_line,
   'finished': finished,
+  'countdown': countdown,
+  'countdown_numbers': countdown_numbers,
 }
 
 
@@ -101,11 +119,11 @@ class RewardSum:
 
   Attributes:
     parts: name -> reward.
-    verifier: of the answers.
+    verifier: of the answers; None where no reward asks for the verdict, which is then REJECTED.
   """
 
   parts: Mapping[str, Weighted]
-  verifier: AnswerVerifier
+  verifier: AnswerVerifier | None
 
   def __call__(
     self,
@@ -127,8 +145,8 @@ class RewardSum:
       reward_B (float32), and metrics: reward/NAME the mean of each part before its weight, reward/sum the mean of all, and the numbers of
       completions whose answer was reward/parsed (compared with the reference), reward/timed_out or reward/rejected.
     """
-    verdicts = self.verifier.verify(completions, references, prompts)
     num = len(completions)
+    verdicts = [Verdict.REJECTED] * num if self.verifier is None else self.verifier.verify(completions, references, prompts)
     given = [''] * num if prompts is None else list(prompts)
     ended = [True] * num if finished_B is None else [bool(x) for x in finished_B]
     contexts = [Context(*values) for values in zip(given, verdicts, ended, strict=True)]
@@ -143,25 +161,30 @@ class RewardSum:
       total_B += part.weight * value_B
       metrics[f'reward/{name}'] = float(value_B.mean()) if num else 0.0
     metrics['reward/sum'] = float(total_B.mean()) if num else 0.0
+    if self.verifier is None:
+      return total_B.astype(np.float32), metrics
     timed_out, rejected = (verdicts.count(verdict) for verdict in (Verdict.TIMED_OUT, Verdict.REJECTED))
     counts = {'parsed': num - timed_out - rejected, 'timed_out': timed_out, 'rejected': rejected}
     return total_B.astype(np.float32), metrics | {f'reward/{name}': float(count) for name, count in counts.items()}
 
 
-def build(config: Mapping[str, Any], verifier: AnswerVerifier) -> RewardSum:
+def build(config: Mapping[str, Any], verifier: AnswerVerifier | None) -> RewardSum:
   """The sum that a config describes.
 
   Args:
     config: name of `REWARDS` -> its weight, or a mapping with weight and settings of the function: {'accuracy': 1.0, 'think_answer':
       {'weight': 0.1, 'opened': True}}.
-    verifier: of the answers.
+    verifier: of the answers; None for rewards that need no verdict.
   """
+  if verifier is None and 'accuracy' in config:
+    raise UserError('rewards.accuracy: is that of the verdict on the answer, and there is no verifier; give one, or leave it out.')
   if not config:
     raise UserError(f'rewards={{}}: must name at least one of {", ".join(REWARDS)}; give each a weight.')
-  return RewardSum({name: _weighted(name, value) for name, value in config.items()}, verifier)
+  return RewardSum({name: weighted(name, value) for name, value in config.items()}, verifier)
 
 
-def _weighted(name: str, value: Any) -> Weighted:
+def weighted(name: str, value: Any) -> Weighted:
+  """A row of the config: a weight, or a mapping with weight and settings."""
   if name not in REWARDS:
     raise UserError(f'rewards.{name}: is not one of {", ".join(REWARDS)}; give one of these.{nearest(name, list(REWARDS))}')
   settings = dict(value) if isinstance(value, Mapping) else {'weight': value}

@@ -1,8 +1,8 @@
 """Attention, written out: rotary positions, grouped key-value heads, float32 softmax, an explicit cache, and what stands between the
 products and the softmax (layers/logits.py).
 
-Keys and values lie as [B, H, K, D] (sequence inside heads), so that both products are plain batched matrix products and a
-decoding step reads the cache without transposing it.
+Keys and values lie as [B, H, K, D] (sequence inside heads), so that both products are plain batched matrix products. A decoding step
+reads slots, whose keys lie as [B, H, D, K]: one query a row is a vector, and both of its products run along rows as they lie.
 """
 
 import dataclasses
@@ -156,13 +156,16 @@ def attention_logits(query_BxHxQxD: jax.Array, key_BxHxKxD: jax.Array) -> jax.Ar
   return logits.reshape(B, H, Q, K) * (D**-0.5)
 
 
+Change = Callable[[jax.Array], jax.Array] | None
+
+
 def attend(
   query_BxHxQxD: jax.Array,
   key_BxHxKxD: jax.Array,
   value_BxHxKxD: jax.Array,
   mask_BxQxK: jax.Array,
   *,
-  change: Callable[[jax.Array], jax.Array] | None = None,
+  change: Change = None,
   sink_H: jax.Array | None = None,
 ) -> jax.Array:
   """softmax_K(change(q . k / sqrt(D))) v: softmax in float32, products in the type of the values.
@@ -193,6 +196,41 @@ class KeyValue(NamedTuple):
 
   key: jax.Array
   value: jax.Array
+
+  def written(self, new: 'KeyValue', index: jax.Array | int) -> 'KeyValue':
+    """These with new tokens from the slot `index` on."""
+    write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, axis=2)
+    return KeyValue(write(self.key, new.key), write(self.value, new.value))
+
+
+class Slots(NamedTuple):
+  """`KeyValue` for steps of one token: keys [B, Hkv, head_dim, N], values [B, Hkv, N, head_dim]."""
+
+  key: jax.Array
+  value: jax.Array
+
+  @classmethod
+  def of(cls, kv: KeyValue, num_free: int) -> 'Slots':
+    """What was read, and room for num_free tokens behind it."""
+    after = ((0, 0), (0, 0), (0, num_free), (0, 0))
+    return cls(jnp.pad(kv.key.swapaxes(2, 3), after[:2] + after[3:] + after[2:3]), jnp.pad(kv.value, after))
+
+  def written(self, new: KeyValue, index: jax.Array | int) -> 'Slots':
+    """These with a new token in the slot `index`."""
+    key = jax.lax.dynamic_update_slice_in_dim(self.key, new.key.swapaxes(2, 3), index, axis=3)
+    return Slots(key, jax.lax.dynamic_update_slice_in_dim(self.value, new.value, index, axis=2))
+
+  def attend(self, query_BxHx1xD: jax.Array, mask_Bx1xK: jax.Array, *, change: Change = None, sink_H: jax.Array | None = None) -> jax.Array:
+    """`attend` of one query a row."""
+    B, H, _, D = query_BxHx1xD.shape
+    Hkv, K = self.value.shape[1:3]
+    grouped = query_BxHx1xD.reshape(B, Hkv, H // Hkv, D)
+    products = lambda a, b: jnp.einsum('BHGI,BHIJ->BHGJ', a, b, preferred_element_type=jnp.float32)
+    logits_BxHx1xK = products(grouped, self.key).reshape(B, H, 1, K) * (D**-0.5)
+    if change is not None:
+      logits_BxHx1xK = change(logits_BxHx1xK)
+    p = logits.attention_weights(logits_BxHx1xK, mask_Bx1xK, sink_H).astype(self.value.dtype)
+    return products(p.reshape(B, Hkv, H // Hkv, K), self.value).astype(self.value.dtype).reshape(B, H, 1, D)
 
 
 class Attention(nn.Module):
@@ -239,10 +277,10 @@ class Attention(nn.Module):
     mask_BxQxK: jax.Array,
     positions_BxQ: jax.Array,
     turn: Rotation | None = None,
-    cache: KeyValue | None = None,
+    cache: KeyValue | Slots | None = None,
     index: jax.Array | int = 0,
     source: jax.Array | KeyValue | None = None,
-  ) -> tuple[jax.Array, KeyValue]:
+  ) -> tuple[jax.Array, Any]:
     """Reads Q tokens.
 
     Args:
@@ -250,12 +288,12 @@ class Attention(nn.Module):
       mask_BxQxK: bool, which keys each of the Q tokens sees; K = Q, or the length of the cache or of the source.
       positions_BxQ: int, from 0, for a temperature and Entropy-ABF.
       turn: rotation of the Q tokens, None for none.
-      cache: None to attend over x alone; else x is written at [index, index + Q) and the whole cache is attended over.
+      cache: None to attend over x alone; else x is written at [index, index + Q) and the whole cache is attended over. Slots take Q = 1.
       index: int32 scalar.
       source: None for self-attention; [B, K, D] for what keys and values are made of instead, or those that an earlier call made.
 
     Returns:
-      (out_BxQxD, the keys and values attended over).
+      (out_BxQxD, the keys and values attended over, of the kind of the cache).
     """
     B, Q, width = x_BxQxD.shape
     # Matrices, not batches of them, in the products: the backward pass takes half the time on a processor.
@@ -279,9 +317,7 @@ class Attention(nn.Module):
       of = x_RxD if source is None else source.reshape(-1, source.shape[-1])
       query, key = self._normalised(query, heads(of, 'key', self.num_kv_heads))
       query, kv = place(query), KeyValue(place(key), heads(of, 'value', self.num_kv_heads).transpose(0, 2, 1, 3))
-    if cache is not None:
-      write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, axis=2)
-      kv = KeyValue(write(cache.key, kv.key), write(cache.value, kv.value))
+    held = kv if cache is None else cache.written(kv, index)
     if self.abf_window is not None:
       query = logits.scale_queries(query, positions_BxQ, window=self.abf_window, layer=0, exempt_layers=0)
 
@@ -294,9 +330,11 @@ class Attention(nn.Module):
       return logits_BxHxQxK
 
     sink_H = logits.SinkLogit(self.num_heads, name='sink')() if self.has_sink else None
-    out = attend(query, kv.key, kv.value, mask_BxQxK, change=change, sink_H=sink_H).transpose(0, 2, 1, 3).reshape(B * Q, -1)
+    how: dict[str, Any] = {'change': change, 'sink_H': sink_H}
+    out = held.attend(query, mask_BxQxK, **how) if isinstance(held, Slots) else attend(query, held.key, held.value, mask_BxQxK, **how)
+    out = out.transpose(0, 2, 1, 3).reshape(B * Q, -1)
     dense = self.dense(width, use_bias=False, dtype=self.dtype, kernel_init=self.kernel_init('output'), name='output')
-    return dense(out).reshape(B, Q, width), kv
+    return dense(out).reshape(B, Q, width), held
 
   @nn.nowrap
   def _normalised(self, query_BxNxHxD: jax.Array, key_BxNxHxD: jax.Array) -> tuple[jax.Array, jax.Array]:

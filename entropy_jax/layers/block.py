@@ -253,10 +253,10 @@ class Block(nn.Module):
     mask_BxQxK: jax.Array,
     positions_BxN: jax.Array,
     turn: attention.Rotation | None = None,
-    cache: attention.KeyValue | None = None,
+    cache: attention.KeyValue | attention.Slots | None = None,
     index: jax.Array | int = 0,
     source: Source | None = None,
-  ) -> tuple[jax.Array, attention.KeyValue, attention.KeyValue | None]:
+  ) -> tuple[jax.Array, Any, Any]:
     """The stream after the block, its keys and values, and those of the source; arguments as in `attention.Attention`."""
     c, dtype = self.config, jnp.dtype(self.config.dtype)
     deepnorm = (self.deepnorm or placement.deepnorm(c.num_layers)) if c.norm == 'deepnorm' else None

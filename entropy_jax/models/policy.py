@@ -33,6 +33,40 @@ def unchanged(params: Params) -> Params:
   return params
 
 
+def pick_rows(x: jax.Array, row_DxR: jax.Array, axis: int = 0) -> jax.Array:
+  """The rows of an array that a `take` of it picks, D R of them, in order.
+
+  Args:
+    x: rows along `axis`, in D equal blocks.
+    row_DxR: int32, R rows of every block by their number in it.
+    axis: of the rows.
+
+  Limits: no row leaves its block, so that nothing moves between devices where each of them holds whole blocks. Blocks of one row are
+    repeated R times, without a gather.
+
+  >>> pick_rows(jnp.array([5, 6, 7, 8]), jnp.array([[1, 1], [0, 1]])).tolist()
+  [6, 6, 7, 8]
+  >>> pick_rows(jnp.array([5, 6]), jnp.zeros((2, 2), int)).tolist()
+  [5, 5, 6, 6]
+  """
+  D, R = row_DxR.shape
+  before, after = x.shape[:axis], x.shape[axis + 1 :]
+  size = x.shape[axis] // D
+  if D == 1:
+    return jnp.take(x, row_DxR[0], axis=axis, mode='clip')
+  x = x.reshape(*before, D, size, *after)
+  if size == 1:
+    x = jnp.broadcast_to(x, (*before, D, R, *after))
+  else:
+    x = jax.vmap(lambda block, row_R: jnp.take(block, row_R, axis=axis, mode='clip'), (axis, 0), axis)(x, row_DxR)
+  return x.reshape(*before, D * R, *after)
+
+
+def take_rows(cache: Cache, row_DxR: jax.Array) -> Cache:
+  """`take` of a cache whose arrays have their rows along the leading axis; scalars are of all rows."""
+  return jax.tree.map(lambda x: pick_rows(x, row_DxR) if jnp.ndim(x) else x, cache)
+
+
 class Policy(NamedTuple):
   """A causal policy over tokens. All functions are pure; logits are float32 and not divided by any temperature.
 
@@ -47,6 +81,7 @@ class Policy(NamedTuple):
     advance: params -> params, one step of the power iteration of every reparametrised map; made once after every optimizer update.
     attention: (params, tokens_BxN, mask_BxN) -> AttentionLogits, differentiable; None for a policy without attention.
     unembedding: params -> the linear map that `head` is, which scoring reads a tile of the vocabulary at a time; None where it is none.
+    take: (cache, row_DxR) -> the cache of D R of its rows, picked as in `pick_rows`: repeated, in another order, or fewer.
   """
 
   init: Callable[[jax.Array], Params]
@@ -57,6 +92,7 @@ class Policy(NamedTuple):
   advance: Callable[[Params], Params] = unchanged
   attention: Callable[[Params, jax.Array, jax.Array], AttentionLogits] | None = None
   unembedding: Callable[[Params], Unembedding] | None = None
+  take: Callable[[Cache, jax.Array], Cache] = take_rows
 
   def logits(self, params: Params, tokens_BxN: jax.Array, mask_BxN: jax.Array) -> jax.Array:
     """logits_BxNxV of every position at once; scoring works in chunks instead (rollout/score.py)."""

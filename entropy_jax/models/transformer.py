@@ -56,7 +56,7 @@ class DecoderConfig(block.BlockConfig):
 class DecoderCache:
   """What decoding keeps: one slot for each of N = P + T positions, the same slot for every row."""
 
-  layers: tuple[attention.KeyValue, ...]  # [B, Hkv, N, head_dim] each
+  layers: tuple[attention.Slots, ...]
   real_BxN: jax.Array  # bool, slots that hold a token of the sequence
   position_B: jax.Array  # int32, position of the next token: the number of real tokens so far
   index: jax.Array  # int32 scalar, the next slot
@@ -104,9 +104,8 @@ class Decoder(nn.Module):
     P = tokens_BxP.shape[1]
     self._check_length(P + num_tokens)
     hidden, layers = self._prefill(tokens_BxP, mask_BxP)
-    room = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, num_tokens), (0, 0)))
     cache = DecoderCache(
-      layers=tuple(attention.KeyValue(room(kv.key), room(kv.value)) for kv in layers),
+      layers=tuple(attention.Slots.of(kv, num_tokens) for kv in layers),
       real_BxN=jnp.pad(mask_BxP, ((0, 0), (0, num_tokens))),
       position_B=jnp.sum(mask_BxP, axis=1, dtype=jnp.int32),
       index=jnp.int32(P),

@@ -39,10 +39,31 @@ def coarse(score: jax.Array) -> jax.Array:
   return jax.lax.reduce_precision(score.astype(jnp.float32), exponent_bits=8, mantissa_bits=12)
 
 
-def _by_identity(sequence_B: jax.Array | None, num_sequences: int) -> tuple[jax.Array, jax.Array]:
-  identity_B = jnp.arange(num_sequences) if sequence_B is None else sequence_B
-  order_B = jnp.argsort(identity_B)
-  return order_B, jnp.argsort(order_B)
+def _ordered_bits(x: jax.Array) -> jax.Array:
+  """uint32 that compares as the float32 does: -inf < ... < inf, both zeros equal, nan below everything, and 0 stays free."""
+  bits = jax.lax.bitcast_convert_type(jnp.where(x == 0.0, 0.0, x), jnp.uint32)  # -0 is 0
+  ordered = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(2**31))
+  return jnp.where(jnp.isnan(x), jnp.uint32(1), ordered)
+
+
+def _from_ordered_bits(ordered: jax.Array) -> jax.Array:
+  bits = jnp.where(ordered >> 31 == 1, ordered ^ jnp.uint32(2**31), ~ordered)
+  return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _kth_largest(ordered: jax.Array, k: jax.Array, num_bits: int = 32) -> jax.Array:
+  """The k-th largest entry of a uint32 array whose entries have at most num_bits bits, 0 where there are fewer than k.
+
+  Found bit by bit from the top, by counting: sorting the tokens of a batch takes many times as long.
+  """
+
+  def one_bit(i: jax.Array, found: jax.Array) -> jax.Array:
+    larger = found | (jnp.uint32(1) << (num_bits - 1 - i).astype(jnp.uint32))
+    # A sum of float32 is a vector operation on a processor; over one axis it counts exactly.
+    count = jnp.sum(jnp.sum((ordered >= larger).astype(jnp.float32), axis=0).astype(jnp.int32))
+    return jnp.where(count >= k, larger, found)
+
+  return jax.lax.fori_loop(0, num_bits, one_bit, jnp.zeros((), jnp.uint32))
 
 
 def top(score_BxT: jax.Array, eligible_BxT: jax.Array, num: jax.Array, sequence_B: jax.Array | None = None) -> jax.Array:
@@ -59,16 +80,23 @@ def top(score_BxT: jax.Array, eligible_BxT: jax.Array, num: jax.Array, sequence_
   >>> top(jnp.array([[3., 1.], [2., 9.]]), jnp.array([[True, True], [True, False]]), jnp.int32(2)).tolist()
   [[True, False], [True, False]]
   """
-  return _first(coarse(score_BxT), eligible_BxT, num, sequence_B)
+  # What `coarse` leaves are 21 bits; 0 is for what may not be chosen.
+  ordered_BxT = (_ordered_bits(coarse(score_BxT)) >> 11) + jnp.uint32(1)
+  return _first(jnp.where(eligible_BxT, ordered_BxT, jnp.uint32(0)), num, sequence_B, 22)
 
 
-def _first(score_BxT: jax.Array, eligible_BxT: jax.Array, num: jax.Array, sequence_B: jax.Array | None) -> jax.Array:
-  order_B, back_B = _by_identity(sequence_B, score_BxT.shape[0])
-  score = jnp.where(eligible_BxT, score_BxT, -jnp.inf)[order_B].ravel()
-  # Sorted by (not eligible, -score), stably: ties stay in identity order, and a score of -inf still comes before what may not be chosen.
-  best_first = jnp.lexsort((-score, ~eligible_BxT[order_B].ravel()))
-  rank = jnp.zeros(score.shape, jnp.int32).at[best_first].set(jnp.arange(score.size, dtype=jnp.int32))
-  return (rank < num).reshape(score_BxT.shape)[back_B] & eligible_BxT
+def _first(ordered_BxT: jax.Array, num: jax.Array, sequence_B: jax.Array | None, num_bits: int) -> jax.Array:
+  """The `num` largest of the uint32 entries above 0, ties by identity of the row and then by position."""
+  B, T = ordered_BxT.shape
+  least = _kth_largest(ordered_BxT, num, num_bits)
+  above_BxT, tied_BxT = ordered_BxT > least, (ordered_BxT == least) & (ordered_BxT > 0)
+  place_B = jnp.arange(B) if sequence_B is None else jnp.argsort(jnp.argsort(sequence_B))
+  place_BxT = place_B.astype(jnp.uint32)[:, None] * jnp.uint32(T) + jnp.arange(T, dtype=jnp.uint32)[None]
+  early_BxT = jnp.where(tied_BxT, jnp.uint32(B * T) - place_BxT, jnp.uint32(0))
+  missing = num - jnp.sum(above_BxT, dtype=jnp.int32)
+  search = lambda: _kth_largest(early_BxT, missing, (B * T).bit_length())
+  last = jax.lax.cond(jnp.sum(tied_BxT, dtype=jnp.int32) > missing, search, lambda: jnp.uint32(0))
+  return above_BxT | (tied_BxT & (early_BxT >= last))
 
 
 def uniform(key: jax.Array, shape_BxT: tuple[int, int], sequence_B: jax.Array | None = None) -> jax.Array:
@@ -81,7 +109,9 @@ def uniform(key: jax.Array, shape_BxT: tuple[int, int], sequence_B: jax.Array | 
 def random(key: jax.Array, eligible_BxT: jax.Array, num: jax.Array, sequence_B: jax.Array | None = None) -> jax.Array:
   """`num` eligible tokens, uniformly without replacement, bool [B, T]; all of them where fewer are eligible."""
   num_sequences, num_tokens = eligible_BxT.shape
-  return _first(uniform(key, (num_sequences, num_tokens), sequence_B), eligible_BxT, num, sequence_B)
+  noise_BxT = uniform(key, (num_sequences, num_tokens), sequence_B)
+  ordered_BxT = (noise_BxT * 2.0**23).astype(jnp.uint32) + jnp.uint32(1)  # noise is a multiple of 2^-23
+  return _first(jnp.where(eligible_BxT, ordered_BxT, jnp.uint32(0)), num, sequence_B, 24)
 
 
 def quantile(x_BxT: jax.Array, mask_BxT: jax.Array, q: float) -> jax.Array:
@@ -90,11 +120,13 @@ def quantile(x_BxT: jax.Array, mask_BxT: jax.Array, q: float) -> jax.Array:
   >>> float(quantile(jnp.array([[4., 1., 2., jnp.nan]]), jnp.array([[True, True, True, False]]), .5))
   2.0
   """
-  ordered = jnp.sort(jnp.where(mask_BxT, x_BxT, jnp.inf).ravel())
-  last = jnp.maximum(jnp.sum(mask_BxT, dtype=jnp.int32) - 1, 0)
+  num = jnp.sum(mask_BxT, dtype=jnp.int32)
+  last = jnp.maximum(num - 1, 0)
   place = q * last.astype(jnp.float32)
   low = jnp.floor(place).astype(jnp.int32)
   high = jnp.minimum(low + 1, last)
+  ordered_BxT = jnp.where(mask_BxT, _ordered_bits(x_BxT.astype(jnp.float32)), jnp.uint32(0))
+  below, above = (_from_ordered_bits(_kth_largest(ordered_BxT, num - k)) for k in (low, high))
   share = place - low.astype(jnp.float32)
-  value = (1.0 - share) * ordered[low] + share * ordered[high]
+  value = (1.0 - share) * below + share * above
   return jnp.where(jnp.any(mask_BxT), value, 0.0)

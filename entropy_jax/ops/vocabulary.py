@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from entropy_jax.ops import categorical, masked
+from entropy_jax.ops import categorical, masked, thresholds
 from entropy_jax.types import VocabStat
 
 
@@ -41,44 +41,6 @@ def stat(function: Callable[..., jax.Array], of: str = 'current', **parameters: 
   return VocabStat(name, bound, of)
 
 
-def _ordered(x_xV: jax.Array) -> jax.Array:
-  """int32 in the order of the floats."""
-  bits_xV = jax.lax.bitcast_convert_type(x_xV, jnp.int32)
-  return jnp.where(bits_xV < 0, bits_xV ^ 0x7FFFFFFF, bits_xV)
-
-
-def _smallest(holds: Callable[[jax.Array], jax.Array], low_x1: jax.Array, high_x1: jax.Array, num_halvings: int) -> jax.Array:
-  """The smallest int in [low, high] for which a monotone condition holds, `high` where it holds for none, by halving."""
-
-  def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    low, high = ends
-    middle = (low & high) + ((low ^ high) >> 1)  # (low + high) / 2 without overflow
-    found = holds(middle)
-    return jnp.where(found, low, middle + 1), jnp.where(found, middle, high)
-
-  return jax.lax.fori_loop(0, num_halvings, halve, (low_x1, high_x1))[1]
-
-
-def _rank_threshold(key_xV: jax.Array, over: Callable[[jax.Array], jax.Array]) -> jax.Array:
-  """The smallest key t for which over(key > t) holds, [..., 1], in 32 passes over the row: faster than sorting it."""
-  low_x1 = jnp.full((*key_xV.shape[:-1], 1), -(2**31), jnp.int32)
-  return _smallest(lambda t_x1: over(key_xV > t_x1), low_x1, jnp.full_like(low_x1, 2**31 - 1), 32)
-
-
-def _with_first_ties(key_xV: jax.Array, last_x1: jax.Array, num_ties_x1: jax.Array) -> jax.Array:
-  """The entries above `last`, and the first num_ties entries equal to it."""
-  V = key_xV.shape[-1]
-  tied_xV, index_V = key_xV == last_x1, jnp.arange(V, dtype=jnp.int32)
-  index_xV = jnp.broadcast_to(index_V, key_xV.shape)
-  enough = lambda end_x1: jnp.sum(tied_xV & (index_xV < end_x1), axis=-1, keepdims=True, dtype=jnp.int32) >= num_ties_x1
-  end_x1 = _smallest(enough, jnp.zeros_like(last_x1), jnp.full_like(last_x1, V), V.bit_length())
-  return (key_xV > last_x1) | (tied_xV & (index_xV < end_x1))
-
-
-def _only(keep_xV: jax.Array, logits_xV: jax.Array) -> jax.Array:
-  return jnp.where(keep_xV, logits_xV.astype(jnp.float32), -jnp.inf)
-
-
 def nucleus_entropy(logits_xV: jax.Array, *, mass: float, crossing: bool = True) -> jax.Array:
   """Entropy of the renormalised nucleus: the smallest set of most probable tokens whose probabilities add up to at least `mass`.
 
@@ -102,18 +64,18 @@ def nucleus_entropy(logits_xV: jax.Array, *, mass: float, crossing: bool = True)
   if mass >= 1:
     return categorical.entropy(logits_xV)
   logp_xV = jax.lax.stop_gradient(categorical.log_probs(logits_xV))
-  key_xV, p_xV = _ordered(logp_xV), jnp.exp(logp_xV)
+  key_xV, p_xV = thresholds.ordered(logp_xV), jnp.exp(logp_xV)
 
   def total(where_xV: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(where_xV, p_xV, 0.0), axis=-1, keepdims=True)
 
-  last_x1 = _rank_threshold(key_xV, lambda above_xV: total(above_xV) < mass)  # the key of the crossing token
+  last_x1 = thresholds.rank_threshold(key_xV, lambda above_xV: total(above_xV) < mass)  # the key of the crossing token
   crossing_x1 = jnp.max(jnp.where(key_xV == last_x1, p_xV, 0.0), axis=-1, keepdims=True)
   # Of the tokens as probable as it, so many are needed to reach the mass; all of them where rounding keeps the row below it.
   room_x1 = jnp.ceil((mass - total(key_xV > last_x1)) / jnp.maximum(crossing_x1, jnp.finfo(jnp.float32).tiny))
   room_x1 = jnp.minimum(room_x1, float(logits_xV.shape[-1])).astype(jnp.int32) - (0 if crossing else 1)
-  keep_xV = _with_first_ties(key_xV, last_x1, room_x1)
-  return jnp.where(jnp.any(keep_xV, axis=-1), categorical.entropy(_only(keep_xV, logits_xV)), 0.0)
+  keep_xV = thresholds.with_first_ties(key_xV, last_x1, room_x1)
+  return jnp.where(jnp.any(keep_xV, axis=-1), categorical.entropy(thresholds.only(keep_xV, logits_xV)), 0.0)
 
 
 def nucleus_entropy_stat(mass: float, *, crossing: bool = True, of: str = 'current') -> VocabStat:
@@ -142,11 +104,11 @@ def clamped_entropy(logits_xV: jax.Array, *, fraction: float) -> jax.Array:
   dropped = math.floor(fractions.Fraction(fraction).limit_denominator(10**6) * V)
   if dropped == 0:
     return categorical.entropy(logits_xV)
-  key_xV, kept = _ordered(jax.lax.stop_gradient(logits_xV.astype(jnp.float32))), V - dropped
+  key_xV, kept = thresholds.ordered(jax.lax.stop_gradient(logits_xV.astype(jnp.float32))), V - dropped
   count = lambda where_xV: jnp.sum(where_xV, axis=-1, keepdims=True, dtype=jnp.int32)
-  last_x1 = _rank_threshold(key_xV, lambda above_xV: count(above_xV) < kept)
-  keep_xV = _with_first_ties(key_xV, last_x1, kept - count(key_xV > last_x1))
-  return categorical.entropy(_only(keep_xV, logits_xV))
+  last_x1 = thresholds.rank_threshold(key_xV, lambda above_xV: count(above_xV) < kept)
+  keep_xV = thresholds.with_first_ties(key_xV, last_x1, kept - count(key_xV > last_x1))
+  return categorical.entropy(thresholds.only(keep_xV, logits_xV))
 
 
 def clamped_entropy_stat(fraction: float, *, of: str = 'current') -> VocabStat:

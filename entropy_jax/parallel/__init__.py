@@ -5,7 +5,7 @@ Losses and methods are written for the whole batch and know nothing of this fold
 """
 
 from entropy_jax.parallel import mesh, pmapped
-from entropy_jax.parallel.parallel import ROWS, STATE, WHOLE, Parallel, check_rows
+from entropy_jax.parallel.parallel import ROWS, STATE, WHOLE, Parallel, apart, check_rows
 from entropy_jax.transform import nearest
 from entropy_jax.types import UserError
 
@@ -23,4 +23,5 @@ def make(name: str = 'pmap', num_devices: int = 0) -> Parallel:
   """
   if name not in MODES:
     raise UserError(f'config.parallel={name!r} is not one of {", ".join(MODES)}.{nearest(str(name), list(MODES))}')
-  return MODES[name](num_devices)
+  mode = MODES[name](num_devices)
+  return mode._replace(compile=apart(mode.compile))

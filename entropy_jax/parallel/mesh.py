@@ -24,8 +24,9 @@ def fsdp(num_devices: int = 0) -> Parallel:
   mesh = Mesh(np.array(devices), (rules.DATA,), axis_types=(AxisType.Auto,))
   cut, everywhere = NamedSharding(mesh, PartitionSpec(rules.DATA)), NamedSharding(mesh, PartitionSpec())
 
-  def build(make_state: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
-    return jax.jit(make_state, out_shardings=rules.shardings(jax.eval_shape(make_state, *arguments), mesh))(*arguments)
+  def build(make_state: Callable[..., PyTree], *arguments: PyTree, donate: Sequence[int] = ()) -> PyTree:
+    out = rules.shardings(jax.eval_shape(make_state, *arguments), mesh)
+    return jax.jit(make_state, out_shardings=out, donate_argnums=tuple(donate))(*arguments)
 
   def rows(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(cut, np.asarray(x)), tree)
@@ -42,7 +43,8 @@ def fsdp(num_devices: int = 0) -> Parallel:
 
     return jax.jit(placed, donate_argnums=tuple(donate))
 
-  return Parallel('fsdp', len(devices), build, rows, lambda tree: jax.tree.map(blocks, tree), compile)
+  local = lambda tree: jax.tree.map(blocks, tree)
+  return Parallel('fsdp', len(devices), build, rows, local, compile, functools.partial(rules.shardings, mesh=mesh))
 
 
 def plain(num_devices: int = 1) -> Parallel:
@@ -51,5 +53,5 @@ def plain(num_devices: int = 1) -> Parallel:
   def compile(fn: Callable[..., Any], *, takes: Sequence[Kind], gives: Sequence[Kind], donate: Sequence[int] = ()) -> Callable[..., Any]:
     return jax.jit(functools.partial(fn, WHOLE_BATCH), donate_argnums=tuple(donate))
 
-  build = lambda make_state, *arguments: jax.jit(make_state)(*arguments)
+  build = lambda make_state, *arguments, donate=(): jax.jit(make_state, donate_argnums=tuple(donate))(*arguments)
   return Parallel('jit', 1, build, jax.device_put, jax.device_get, compile)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from entropy_jax.types import PyTree, UserError
+from entropy_jax.types import PyTree, UserError, frozen_of, with_frozen, without_frozen
 
 
 class Kind(enum.Enum):
@@ -27,11 +27,13 @@ class Parallel(NamedTuple):
   Attributes:
     name: 'pmap', 'fsdp' or 'jit'.
     num_devices: over which rows are cut, of all processes.
-    build: (function that makes a state, *its arguments) -> the state, made where it will live.
+    build: (function that makes a state, *its arguments) -> the state, made where it will live; donate=positions.
     rows: tree of numpy arrays, this process's block of rows -> the same on its devices.
     local: tree of ROWS results -> numpy arrays of this process's block of rows.
     compile: (fn, takes=kinds, gives=kinds, donate=positions) -> compiled fn. `fn(split, *arguments)` is written for its own rows, see
-      `Split`; it returns a tuple with one value a kind of `gives`.
+      `Split`; it returns a tuple with one value a kind of `gives`. What is `types.Frozen` in a state is never donated, and is the same in
+      the state that comes back, which has the frozen parts of the first one that was given.
+    shardings: tree of abstract parameters -> where each of them will live, for what is read from files; None: on the default device.
   """
 
   name: str
@@ -40,6 +42,7 @@ class Parallel(NamedTuple):
   rows: Callable[[PyTree], PyTree]
   local: Callable[[PyTree], PyTree]
   compile: Callable[..., Callable[..., Any]]
+  shardings: Callable[[PyTree], PyTree] | None = None
 
 
 def devices_of(num_devices: int) -> list[jax.Device]:
@@ -79,3 +82,26 @@ def blocks(x: jax.Array) -> np.ndarray:
 def each(kinds: Sequence[Kind], values: Sequence[PyTree], what: dict[Kind, Callable[[PyTree], PyTree]]) -> tuple[PyTree, ...]:
   """Every value as `what` makes it of its kind; unchanged where `what` has nothing for it."""
   return tuple(what[kind](value) if kind in what else value for kind, value in zip(kinds, values, strict=True))
+
+
+def apart(compiler: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+  """`Parallel.compile` of a mode, with the frozen parts of states as one argument more, never donated and in no result."""
+
+  def compile_lean(
+    fn: Callable[..., Any], *, takes: Sequence[Kind], gives: Sequence[Kind], donate: Sequence[int] = ()
+  ) -> Callable[..., Any]:
+    def joined(split: Any, frozen: Sequence[tuple[PyTree, ...]], *arguments: PyTree) -> tuple[PyTree, ...]:
+      left = iter(frozen)
+      whole = [with_frozen(x, next(left)) if kind is STATE else x for kind, x in zip(takes, arguments, strict=True)]
+      return each(gives, fn(split, *whole), {STATE: without_frozen})
+
+    compiled = compiler(joined, takes=(STATE, *takes), gives=gives, donate=[i + 1 for i in donate])
+
+    def call(*arguments: PyTree) -> tuple[PyTree, ...]:
+      frozen = tuple(frozen_of(x) for kind, x in zip(takes, arguments, strict=True) if kind is STATE)
+      results = compiled(frozen, *each(takes, arguments, {STATE: without_frozen}))
+      return each(gives, results, {STATE: lambda state: with_frozen(state, frozen[0]) if frozen_of(state) else state})
+
+    return call
+
+  return compile_lean

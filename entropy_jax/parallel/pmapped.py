@@ -34,8 +34,8 @@ def make(num_devices: int = 0) -> Parallel:
   own = NamedSharding(Mesh(np.array(local), (DATA,), axis_types=(AxisType.Auto,)), PartitionSpec(DATA))
   split = Split(len(devices), lambda: jax.lax.axis_index(DATA), _gather, _total)
 
-  def build(make_state: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
-    return jax.jit(make_state, out_shardings=everywhere)(*arguments)
+  def build(make_state: Callable[..., PyTree], *arguments: PyTree, donate: Sequence[int] = ()) -> PyTree:
+    return jax.jit(make_state, out_shardings=everywhere, donate_argnums=tuple(donate))(*arguments)
 
   def rows(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.device_put(np.reshape(x, (len(local), -1, *np.shape(x)[1:])), own), tree)
@@ -62,4 +62,5 @@ def make(num_devices: int = 0) -> Parallel:
     )
     return lambda *arguments: each(gives, compiled(*arguments), {STATE: global_view, WHOLE: global_view})
 
-  return Parallel('pmap', len(devices), build, rows, host, compile)
+  shardings = lambda tree: jax.tree.map(lambda _: everywhere, tree)
+  return Parallel('pmap', len(devices), build, rows, host, compile, shardings)

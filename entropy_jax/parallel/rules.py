@@ -21,6 +21,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
   (r'(^|/)(cross_)?attention/output/kernel$', PartitionSpec(None, DATA)),  # [H head_dim, D]
   (r'(^|/)mlp/(gate|up|fused)/kernel$', PartitionSpec(DATA, None)),  # [D, hidden]
   (r'(^|/)mlp/down/kernel$', PartitionSpec(None, DATA)),  # [hidden, D]
+  (r'(^|/)lora_a$', PartitionSpec(DATA, None)),  # [inputs, rank]
+  (r'(^|/)lora_b$', PartitionSpec(None, DATA)),  # [rank, outputs]
   (r'(^|/)patch/kernel$', PartitionSpec(None, DATA)),  # [patch^2 channels, D]
   (r'(^|/)head/kernel$', PartitionSpec(DATA, None)),  # [D, classes]
   (r'(^|/)(query|key|value|patch|head|\w+_norm)/bias$', PartitionSpec()),

@@ -46,15 +46,9 @@ def check(config: Any, num_devices: int, process_count: int) -> None:
     rows = minibatch // config.num_slices
     keys = ('num_prompts', 'group_size', 'num_minibatches', 'num_slices')
     given = ', '.join(f'{key}={config[key]}' for key in keys)
-    _check_cut(f'countdown: {given}: a slice of {rows} sequences', rows, num_devices)
-    _check_cut(f'countdown.warm_start.batch_size={start.batch_size}', start.batch_size, num_devices)
-    _check_cut(f'countdown.num_prompts={config.num_prompts}', config.num_prompts, process_count, 'processes')
-
-
-def _check_cut(what: str, rows: int, parts: int, over: str = 'num_devices') -> None:
-  if rows % parts:
-    fitting = ' or '.join(str(n) for n in range(1, min(parts, rows, 1025)) if rows % n == 0)
-    raise UserError(f'config: {what} cannot be cut evenly over {over}={parts}; make it a multiple of {parts}, or {over} {fitting}.')
+    ranges.check_cut(f'countdown: {given}: a slice of {rows} sequences', rows, num_devices)
+    ranges.check_cut(f'countdown.warm_start.batch_size={start.batch_size}', start.batch_size, num_devices)
+    ranges.check_cut(f'countdown.num_prompts={config.num_prompts}', config.num_prompts, process_count, 'processes')
 
 
 class Countdown(NamedTuple):
@@ -133,7 +127,7 @@ def train(study: Any, parts: Countdown, problems: Mapping[str, pipeline.Problems
   mode, clock = parallel.make(study.parallel, study.num_devices), Clock()
   block: dict[str, Any] = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
   verify = lambda answers, rows: verifiers.countdown_rewards(answers, pipeline.problems_of(rows))
-  common: dict[str, Any] = {'verify': verify, 'decode': tokenizer.decode_batch, 'num_tokens': num_tokens, 'eos_id': tokenizers.EOS}
+  common: dict[str, Any] = {'verify': verify, 'decode': tokenizer.decode_batch, 'num_tokens': num_tokens, 'stop_ids': (tokenizers.EOS,)}
   launch: dict[str, Any] = {'clock': clock, 'max_rejected': study.max_rejected, 'profile_steps': profiling.parse(study.profile_steps)}
   launch['num_devices'] = mode.num_devices
   root, start = jax.random.key(seed), config.warm_start

@@ -58,6 +58,7 @@ def decoder_policy(config: DecoderConfig, num_answer_tokens: int) -> Policy:
     step=lambda params, cache, token_B: answers(inner.step(params, cache, token_B)),
     advance=inner.advance,
     attention=attention,
+    take=inner.take,
   )
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from entropy_jax import types
 from entropy_jax.measures import dynamics
 from entropy_jax.measures import ledger as measure
 from entropy_jax.models.policy import Policy
@@ -123,8 +124,10 @@ def entries(
   size = num_sequences // num_slices
   starts = jnp.arange(num_slices) * size
   count = split.total(masked.count(own.mask_BxT))
+  frozen, trained = types.frozen_of(before.params), types.without_frozen(before.params)
 
-  def score(params: Params, part: TokenBatch) -> scoring.Scores:
+  def score(trained: Params, part: TokenBatch) -> scoring.Scores:
+    params = types.with_frozen(trained, frozen)
     tokens = (part.tokens_BxN, part.token_mask_BxN, num_tokens)
     return scoring.score(policy, params, *tokens, temperature=temperature, stats=stats(objective), forward_mode=True)
 
@@ -133,13 +136,13 @@ def entries(
     return masked.total(score(params, part).entropy_BxT, part.mask_BxT)
 
   def add(total: Any, start: jax.Array) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, total, jax.value_and_grad(slice_entropy)(before.params, start)), None
+    return jax.tree.map(jnp.add, total, jax.value_and_grad(slice_entropy)(trained, start)), None
 
-  nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, before.params))
+  nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
   found, _ = jax.lax.scan(add, nothing, starts)
   entropy, slope = jax.tree.map(lambda x: Ratio(x, count).compute(), split.total(found))
 
-  history, rate = affine(tx, before.opt_state, before.params, gradient)
+  history, rate = affine(tx, before.opt_state, trained, gradient)
   along = jax.tree.map(jnp.multiply, rate, slope)
 
   def slice_tokens(start: jax.Array) -> Metrics:
@@ -149,7 +152,7 @@ def entries(
       scores = score(params, part)
       return objective.parts(plan, scoring.fill(part, scores)), scores
 
-    (_, scores), (slope_BxT, moved) = jax.jvp(terms, (before.params,), (along,))
+    (_, scores), (slope_BxT, moved) = jax.jvp(terms, (trained,), (along,))
     filled = scoring.fill(part, scores)
 
     def push(logp_BxT: jax.Array) -> jax.Array:
@@ -174,7 +177,8 @@ def entries(
   shape = jax.eval_shape(slice_tokens, starts[0])
   sums, _ = jax.lax.scan(of_tokens, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape), starts)
   sums = jax.tree.map(lambda x: Ratio(x, den).compute(), split.total(sums))
-  reached, _ = jax.lax.scan(lambda total, start: (total + slice_entropy(after.params, start), None), jnp.zeros(()), starts)
+  trained_after = types.without_frozen(after.params)
+  reached, _ = jax.lax.scan(lambda total, start: (total + slice_entropy(trained_after, start), None), jnp.zeros(()), starts)
 
   changes = jax.tree.map(lambda past, r, g: past - r * g, history, rate, gradient)
   predicted, past = optax.tree.vdot(slope, changes), optax.tree.vdot(slope, history)

@@ -6,8 +6,8 @@ The order of an iteration is a promise that resuming rests on:
 
 Row k of metrics.jsonl belongs to the policy after k updates: the evaluation of that policy, where one is due, and the
 metrics of the step that starts from it. A checkpoint of step k is saved when all rows before k are on the disk and are
-finite, and it holds everything the rest of the run depends on: the state, the data iterator, the key, the evaluation
-waiting for row k, the best so far, the count of faults. What is restored, in order: state, key (compared), data
+finite, and it holds everything the rest of the run depends on: the state (of its frozen parts a digest), the data iterator,
+the key, the evaluation waiting for row k, the best so far, the count of faults. What is restored, in order: state, key (compared), data
 iterator, evaluation, best, faults; then the rows from k on are dropped and the loop goes on at k.
 The key of step k is fold_in(key, k), so no key has to be carried along.
 
@@ -31,13 +31,14 @@ from entropy_jax.training.checkpoints import Checkpoints
 from entropy_jax.training.faults import Faults, first_bad_leaf
 from entropy_jax.training.faults import NonFiniteError as NonFiniteError
 from entropy_jax.training.files import Lock, closing, say, told_as
+from entropy_jax.training.frozen import FROZEN, check_digests, digests
 from entropy_jax.training.profiling import CompileSeconds, Profile
 from entropy_jax.training.progress import Clock, Progress
 from entropy_jax.training.rows import Pending, Row, Rows, fetch
 from entropy_jax.training.signals import Interrupted, Signals, exit_code
 from entropy_jax.training.writers import METRICS, MetricWriter
 from entropy_jax.transform import nearest
-from entropy_jax.types import PyTree, UserError
+from entropy_jax.types import PyTree, UserError, frozen_of, with_frozen, without_frozen
 
 # (state, batch, key of the step) -> (state, metrics) or (state, metrics, inputs)
 Body = Callable[[PyTree, Mapping[str, Any], jax.Array], tuple[Any, ...]]
@@ -113,7 +114,8 @@ def train(
     workdir: gets metrics.jsonl, timings.jsonl, tensorboard/, checkpoints/, and at need faults/ and profile/.
     num_steps: updates of the whole run, at least 1.
     state: parameters, optimizer, objective state, in one pytree: the start, or the template of what is restored. `body`
-      may donate its buffers.
+      may donate its buffers. What is `types.Frozen` in it is not saved: checkpoints hold its digest, and a run that goes on
+      must be given the same.
     body: (state, batch, key of the step) -> (state, metrics: scalars by name), and as a third value, if it likes, what
       the update was computed from (arrays in any pytree): fetched and dumped if the update is refused. Must be
       deterministic, and donate nothing of the batch or of the third value.
@@ -165,10 +167,14 @@ def train(
     stack.enter_context(closing(checkpoints.close))
     step, evaluation, leader, rows_saved = 0, None, None, 0
     faults = Faults(workdir, max_rejected)
-    restored = checkpoints.restore_latest(state)
+    frozen = frozen_of(state)
+    fixed = digests(frozen)
+    restored = checkpoints.restore_latest(without_frozen(state))
     if restored is not None:
       step, state, host = restored
       _check_restored(workdir, step, num_steps, host, key_data)
+      check_digests(workdir, host.get(FROZEN, {}), fixed)
+      state = with_frozen(state, frozen)
       if step == num_steps:
         return state
       if data is not None:
@@ -228,13 +234,15 @@ def train(
           rows.put(step, evaluation, done=step)
           evaluation = None
         writer.flush()
-        bad = first_bad_leaf(state)
+        changing = without_frozen(state)
+        bad = first_bad_leaf(changing)
         if bad is not None:
           rows.fail(step, f'state{bad} is not finite', [])
         lock.hold()
         with clock.measure('checkpoint'):
           host = {'key': key_data, 'data': None if data is None else data.get_state(), 'evaluation': evaluation}
-          checkpoints.save(step, state, host | {'best': leader, 'rows': writer.rows, 'faults': faults.state()})
+          host |= {FROZEN: fixed} if fixed else {}
+          checkpoints.save(step, changing, host | {'best': leader, 'rows': writer.rows, 'faults': faults.state()})
           saved = step
       if stop is not None:
         checkpoints.wait()

@@ -9,6 +9,7 @@ A table maps the dotted path of a key, or of a group, to what is allowed there; 
     'steps'               '' or 'FIRST-LAST'                          'processes'   what `parallel.processes.parse` takes
     'numbers [0, 1)'      a list of at least one number in the interval, none of them twice
     'settings'            a list of at least one group of numbers, all with the same names
+    'reward'              a weight of the reward of this name, or a group of weight and settings
     '... or None'         or None, for off
 
 A config is right when every one of its keys has one row, every row without a `*` has its key, and every value is allowed.
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from entropy_jax import catalog
+from entropy_jax.data import rewards
 from entropy_jax.layers import activations
 from entropy_jax.parallel import processes
 from entropy_jax.training import profiling
@@ -141,6 +143,13 @@ def _settings(key: str, value: Any) -> None:
       check_range(CONFIG, f'{key}[{i}].{name}', number, '[-inf, inf]')
 
 
+def _reward(key: str, value: Any) -> None:
+  try:
+    rewards.weighted(key.rpartition('.')[2], value)
+  except UserError as error:
+    raise UserError(f'{CONFIG}: {error}') from None
+
+
 def _numbers(key: str, value: Any, interval: str) -> None:
   if not isinstance(value, list | tuple) or not value:
     raise UserError(f'{CONFIG}: {key}={value!r} is no list of numbers; give at least one in {interval}.')
@@ -159,6 +168,7 @@ KINDS: dict[str, Callable[[str, Any], None]] = {
   'steps': _steps,
   'processes': lambda key, value: processes.check(value),
   'settings': _settings,
+  'reward': _reward,
 }
 GROUPS = ('objective', 'decoder')  # rows of these stand for everything below them
 
@@ -243,6 +253,13 @@ def check_divides(key: str, parts: int, whole: int, unit: str, *, owner: str = f
     divisors = sorted({*small, *(whole // n for n in small)}, key=lambda n: abs(n - parts))[:12]
     fitting = ', '.join(map(str, sorted(divisors)))
     raise UserError(f'{owner}{key}={parts} does not divide the batch of {whole} {unit}; use one of {fitting}.')
+
+
+def check_cut(what: str, rows: int, parts: int, over: str = 'num_devices') -> None:
+  """Refuses rows that devices or processes would not have equally many of; `what` starts the sentence."""
+  if rows % parts:
+    fitting = ' or '.join(str(n) for n in range(1, min(parts, rows, 1025)) if rows % n == 0)
+    raise UserError(f'{CONFIG}: {what} cannot be cut evenly over {over}={parts}; make it a multiple of {parts}, or {over} {fitting}.')
 
 
 def check_launch(config: Mapping[str, Any]) -> None:

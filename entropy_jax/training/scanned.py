@@ -117,10 +117,11 @@ def train(
   tx: optax.GradientTransformation,
   num_steps: int,
   group_size: int,
-  num_epochs: int = 1,
+  num_epochs: int | jax.Array = 1,
   num_minibatches: int = 1,
   ledger: bool = False,
   mixer: Mixer = NO_MIXER,
+  length: int | jax.Array | None = None,
 ) -> tuple[Metrics, jax.Array]:
   """Trains one seed; what is measured of it exactly is left to `measure`.
 
@@ -130,9 +131,10 @@ def train(
     objective, tx: what is trained and how.
     num_steps: rollouts; each step samples group_size responses to every prompt.
     group_size: G.
-    num_epochs, num_minibatches: updates per rollout are their product.
+    num_epochs, num_minibatches: updates per rollout are their product; num_epochs as in `training.step.learn`.
     ledger: whether each update accounts for its entropy change.
     mixer: what changes the rows of every rollout.
+    length: rollouts that are made, at most num_steps, maybe an array; what comes after is 0. None for all.
 
   Returns:
     (name -> [num_steps] of what belongs to a step, the tables before every rollout and after the last, [num_steps + 1, M, T, S, V]).
@@ -167,8 +169,20 @@ def train(
 
   params = policy.init(root)
   state = states.create(params, tx, objective, jax.eval_shape(sample, params, root))
-  (state, _), (tables, per_step) = jax.lax.scan(one, (state, mixer.init()), jnp.arange(num_steps))
-  return per_step, jnp.concatenate([tables, state.params[TABLE][None]])
+  start = state, mixer.init()
+  one = jax.jit(one)  # traced once, for its shapes and for the loop
+  empty = jax.tree.map(lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), jax.eval_shape(one, start, jnp.int32(0))[1])
+
+  def turn(index: jax.Array, carry: Any) -> Any:
+    carry, written = carry
+    carry, found = one(carry, index.astype(jnp.int32))
+    return carry, jax.tree.map(lambda old, new: old.at[index].set(new), written, found)
+
+  # Not a scan, so that runs of different lengths share a program.
+  length = num_steps if length is None else length
+  (state, _), (tables, per_step) = jax.lax.fori_loop(0, length, turn, (start, empty))
+  tables = jnp.concatenate([tables, jnp.zeros_like(tables[:1])])
+  return per_step, tables.at[length].set(state.params[TABLE])
 
 
 def measure(

@@ -17,6 +17,7 @@ from entropy_jax.objective import Objective
 from entropy_jax.training import loop, scanned
 from entropy_jax.training.files import say
 from entropy_jax.training.writers import METRICS, format_row
+from entropy_jax.types import Metrics
 
 # Fields of TokenBatch that no tabular task fills: there is no reference policy, no other sampler, no critic, no greedy response, no
 # replay and no process model.
@@ -57,7 +58,7 @@ def compiler_options() -> dict[str, Any] | None:
 
 def study(
   task: Task,
-  objectives: Mapping[str, tuple[Objective, Settings]],
+  objectives: Mapping[str, tuple[Objective, Mapping[str, Settings]]],
   directory: pathlib.Path,
   *,
   num_seeds: int,
@@ -66,11 +67,11 @@ def study(
   ledger: bool = False,
   strict: bool = True,
 ) -> None:
-  """Every objective and every seed: DIRECTORY/NAME/seed_K/metrics.jsonl.
+  """Every objective with all of its settings and every seed: DIRECTORY/PART/NAME/seed_K/metrics.jsonl.
 
   Args:
     task: seed k has the same instance and the same rollout noise under every objective.
-    objectives: name -> (objective, settings).
+    objectives: name -> (objective, part -> settings); the settings of one objective have one group size, and share a compiled program.
     directory: of this task.
     num_seeds: seeds 0 .. num_seeds - 1.
     seed: root of every key.
@@ -80,32 +81,41 @@ def study(
   """
   seeds, options = range(num_seeds), compiler_options()
   keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.key(seed), k))(np.arange(num_seeds))
-  # What is measured depends on no objective: one program, compiled once for each number of steps.
+  most = max(settings.num_steps for _, parts in objectives.values() for settings in parts.values())
+  # What is measured depends on no objective: one program for all.
   measured = jax.jit(
     jax.vmap(lambda key, tables: scanned.measure(task.make, key, tables, measures=task.measures)), compiler_options=options
   )
 
   def run(name: str) -> None:
-    files = [directory / name / f'seed_{k}' / METRICS for k in seeds]
-    if all(file.exists() for file in files):
-      return
-    objective, settings = objectives[name]
-    train = jax.vmap(
-      lambda key: scanned.train(
+    objective, parts = objectives[name]
+    (group_size,) = {settings.group_size for settings in parts.values()}
+
+    def train(key: jax.Array, learning_rate: jax.Array, num_epochs: jax.Array, length: jax.Array) -> tuple[Metrics, jax.Array]:
+      return scanned.train(
         task.make,
         key,
         objective=objective,
-        tx=optax.sgd(settings.learning_rate),
-        num_steps=settings.num_steps,
-        group_size=settings.group_size,
-        num_epochs=settings.num_epochs,
+        tx=optax.sgd(learning_rate),
+        num_steps=most,
+        group_size=group_size,
+        num_epochs=num_epochs,
         ledger=ledger,
+        length=length,
       )
-    )
-    per_step, tables = jax.jit(train, compiler_options=options)(keys)
-    curves = jax.device_get(per_step | measured(keys, tables))
-    for k, file in zip(seeds, files):
-      write_curves(file, {key: values[k] for key, values in curves.items()}, f'{description}, {name}, seed {k}', strict=strict)
+
+    compiled = jax.jit(jax.vmap(train, (0, None, None, None)), compiler_options=options)
+    for part, settings in parts.items():
+      files = [directory / part / name / f'seed_{k}' / METRICS for k in seeds]
+      if all(file.exists() for file in files):
+        continue
+      numbers = np.float32(settings.learning_rate), np.int32(settings.num_epochs), np.int32(settings.num_steps)
+      per_step, tables = compiled(keys, *numbers)
+      curves = jax.device_get(per_step | measured(keys, tables))
+      unused = most - settings.num_steps
+      for k, file in zip(seeds, files):
+        kept = {key: values[k, : values.shape[1] - unused] for key, values in curves.items()}
+        write_curves(file, kept, ', '.join(filter(None, (description, part, name, f'seed {k}'))), strict=strict)
 
   two_at_a_time(run, list(objectives), f'{description}, {num_seeds} seeds', unit='method')
 

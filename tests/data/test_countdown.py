@@ -181,3 +181,14 @@ class TestPromptText:
   def test_keeps_the_order_given(self):
     assert countdown.prompt_text((7, 3, 5), 22) == '7 3 5=22:'
     assert countdown.canonical_problem(np.array([7, 3, 5]), np.int32(22)) == ((3, 5, 7), 22)
+
+
+class TestReadPrompt:
+  def test_reads_what_prompt_text_writes(self):
+    for numbers, target in (((7, 3, 5), 22), ((1, 1), -2), ((10, 99, 3, 4), 1000)):
+      assert countdown.read_prompt(countdown.prompt_text(numbers, target)) == (numbers, target)
+
+  @pytest.mark.parametrize('text', ['', '22', '3 5 7=22', '3  5=8:', '3 5=:', '3 x=8:', '3 5=8: ', '٣ 5=8:', '3 5=8:\n'])
+  def test_refuses_anything_else(self, text):
+    with pytest.raises(UserError, match="is no countdown problem; write numbers and target as '3 5 7=22:'"):
+      countdown.read_prompt(text)

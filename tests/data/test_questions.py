@@ -57,6 +57,12 @@ class TestLoadFiles:
     (tmp_path / 'a.jsonl').write_text('\n' + (tmp_path / 'a.jsonl').read_text() + '\n')
     assert load(path) == EXPECTED and load(tmp_path / 'a.jsonl', limit=1) == EXPECTED.take([0])
 
+  def test_whole_answers(self, tmp_path):
+    path = tmp_path / 'solved.jsonl'
+    path.write_text('{"question": "3 + 4?", "answer": "3 + 4 = 7 #### 7"}\n')
+    assert questions.load(path).references == ('7',)
+    assert questions.load(path, whole=True).references == ('3 + 4 = 7 #### 7',)
+
   def test_parquet(self, tmp_path):
     rows = [{'problem': row['question'], 'extra': {'truth': str(row['answer'])}, 'unused': n} for n, row in enumerate(ROWS)]
     assert load(parquet(tmp_path / 'a.parquet', rows), question='problem', answer='extra.truth') == EXPECTED

@@ -69,6 +69,29 @@ class TestFinished:
     assert rewards.finished('', '', Context(finished=True)) == 1.0 and rewards.finished('', '', Context(finished=False)) == 0.0
 
 
+class TestCountdown:
+  @pytest.mark.parametrize(
+    ('completion', 'right', 'numbers'),
+    [
+      ('3*5+7', 1.0, 1.0),
+      (' 7+3*5\n', 1.0, 1.0),
+      ('3*7+5', 0.0, 1.0),
+      ('3*5', 0.0, 0.0),
+      ('22', 0.0, 0.0),
+      ('3*5+7=22', 0.0, 0.0),
+      ('__import__("os")', 0.0, 0.0),
+      ('', 0.0, 0.0),
+    ],
+  )
+  def test_is_of_the_expression(self, completion, right, numbers):
+    given = (completion, '3 5 7=22:', Context())
+    assert (rewards.countdown(*given), rewards.countdown_numbers(*given)) == (right, numbers)
+
+  def test_refuses_another_reference(self):
+    with pytest.raises(UserError, match="problem='22': is no countdown problem"):
+      rewards.countdown('3*5+7', '22', Context())
+
+
 class TestRewardSum:
   def test_weights_and_metrics(self, verifier):
     total = build({'accuracy': 1.0, 'one_box': {'weight': 0.5}, 'finished': -0.25}, verifier)
@@ -86,6 +109,13 @@ class TestRewardSum:
       'reward/rejected': 1.0,
     }
     assert all(type(value) is float for value in metrics.values())
+
+  def test_without_a_verifier_nothing_is_counted(self):
+    reward_B, metrics = build({'countdown': 1.0, 'finished': 0.0}, None)(['3+5', '3*5'], ['3 5=8:'] * 2, finished_B=[True, False])
+    assert reward_B.tolist() == [1.0, 0.0]
+    assert metrics == {'reward/countdown': 0.5, 'reward/finished': 0.5, 'reward/sum': 0.5}
+    with pytest.raises(UserError, match=r'rewards\.accuracy: is that of the verdict on the answer, and there is no verifier'):
+      build({'accuracy': 1.0}, None)
 
   def test_a_row_of_the_table_is_all_that_a_new_reward_needs(self, verifier, monkeypatch):
     def brevity(completion, reference, context, *, limit=10):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from entropy_jax.training import app
 from tests import compiler
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -30,6 +31,12 @@ def environment() -> dict[str, str]:
 
 def run(workdir: pathlib.Path, *overrides: str) -> subprocess.CompletedProcess:
   return subprocess.run(command(workdir, *overrides), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+
+
+def run_here(experiment, config, workdir: pathlib.Path) -> None:
+  """The study of a config in this process: it starts at once, and shares the suite's compiled programs."""
+  app.prepare_workdir(workdir, config)
+  experiment.main(config, workdir)
 
 
 def changed(config, **changes):

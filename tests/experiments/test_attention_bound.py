@@ -2,11 +2,8 @@
 
 import json
 import math
-import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,21 +16,14 @@ from entropy_jax.analysis import attention_bound as study
 from entropy_jax.training import app, ranges
 from entropy_jax.types import UserError
 from experiments import attention_bound as experiment
-from tests.experiments.conftest import ROOT, environment
-
-
-def command(workdir: pathlib.Path, *overrides: str) -> subprocess.CompletedProcess:
-  config = ROOT / 'configs' / 'attention_bound.py'
-  argv = [sys.executable, '-m', 'experiments.attention_bound', f'--config={config}:tiny', f'--workdir={workdir}', *overrides]
-  return subprocess.run(argv, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900, check=False)
+from tests.experiments.conftest import ROOT, run_here
 
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
   """The folder of a finished tiny study."""
   workdir = tmp_path_factory.mktemp('bound') / 'study'
-  done = command(workdir)
-  assert done.returncode == 0, done.stdout + done.stderr
+  run_here(experiment, configs.get_config('tiny'), workdir)
   return workdir
 
 
@@ -72,8 +62,7 @@ class TestStudy:
     (lost / 'metrics.jsonl').unlink()
     (again / 'report.html').unlink()
     kept = {p: p.stat().st_mtime_ns for p in again.rglob(study.ROWS) if p.parent != lost}
-    done = command(again)
-    assert done.returncode == 0, done.stderr
+    run_here(experiment, configs.get_config('tiny'), again)
     assert whole == {name: (lost / name).read_bytes() for name in whole} and kept == {p: p.stat().st_mtime_ns for p in kept}
     assert (again / 'claims.json').read_bytes() == (tiny / 'claims.json').read_bytes() and (again / 'report.html').exists()
 

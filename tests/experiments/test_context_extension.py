@@ -12,7 +12,7 @@ from entropy_jax.analysis import context_runs
 from entropy_jax.training import app, ranges
 from entropy_jax.types import UserError
 from experiments import context_extension
-from tests.experiments.conftest import changed
+from tests.experiments.conftest import changed, run_here
 
 
 def config(**changes):
@@ -32,8 +32,7 @@ def smaller():
 def finished(tmp_path_factory):
   """The folder of a finished study."""
   workdir = tmp_path_factory.mktemp('context') / 'study'
-  app.prepare_workdir(workdir, smaller())
-  context_extension.main(smaller(), workdir)
+  run_here(context_extension, smaller(), workdir)
   return workdir
 
 

@@ -1,11 +1,8 @@
 """The entropy-control study as its users run it: the folder it leaves, what is done again, and its mistakes."""
 
 import json
-import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,21 +12,14 @@ from entropy_jax.analysis import control_report, control_runs, runs
 from entropy_jax.training import app, ranges
 from entropy_jax.types import UserError
 from experiments import entropy_control
-from tests.experiments.conftest import ROOT, environment
-
-
-def command(workdir: pathlib.Path, *overrides: str) -> subprocess.CompletedProcess:
-  config = ROOT / 'configs' / 'entropy_control.py'
-  argv = [sys.executable, '-m', 'experiments.entropy_control', f'--config={config}:tiny', f'--workdir={workdir}', *overrides]
-  return subprocess.run(argv, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+from tests.experiments.conftest import ROOT, run_here
 
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
   """The folder of a finished tiny study."""
   workdir = tmp_path_factory.mktemp('control') / 'study'
-  done = command(workdir)
-  assert done.returncode == 0, done.stdout + done.stderr
+  run_here(entropy_control, study.get_config('tiny'), workdir)
   return workdir
 
 
@@ -76,8 +66,7 @@ class TestStudy:
     lost.unlink()
     (again / 'report.html').unlink()
     kept = {p: p.stat().st_mtime_ns for p in again.rglob('seed_*/metrics.jsonl')}
-    done = command(again)
-    assert done.returncode == 0, done.stderr
+    run_here(entropy_control, study.get_config('tiny'), again)
     assert lost.read_bytes() == whole and kept == {p: p.stat().st_mtime_ns for p in kept}
     assert (again / 'claims.json').read_bytes() == (tiny / 'claims.json').read_bytes() and (again / 'report.html').exists()
 
@@ -86,10 +75,13 @@ class TestStudy:
     control_report.report(tiny)
     assert (tiny / 'claims.json').read_bytes() == before
 
-  def test_a_mistake_is_one_sentence(self, tmp_path):
-    done = command(tmp_path / 'run', '--config.controllers.ter.settings[0].coef=-1.0')
-    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-    assert 'controllers.ter.objective' in done.stderr and 'coef=-1.0 is outside [0, inf)' in done.stderr
+  def test_a_mistake_is_one_sentence(self, tmp_path, capsys):
+    flags = [f'--config={ROOT / "configs" / "entropy_control.py"}:tiny', f'--workdir={tmp_path}/run']
+    with pytest.raises(SystemExit) as caught:
+      app.run(entropy_control.main, ['p', *flags, '--config.controllers.ter.settings[0].coef=-1.0'])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.count('\n') == 1
+    assert 'controllers.ter.objective' in said and 'coef=-1.0 is outside [0, inf)' in said
     assert not (tmp_path / 'run' / 'fork_tokens').exists()
 
 

@@ -11,7 +11,7 @@ from entropy_jax.analysis import entropy_guided_runs
 from entropy_jax.training import app, ranges
 from entropy_jax.types import UserError
 from experiments import entropy_guided_lm
-from tests.experiments.conftest import changed
+from tests.experiments.conftest import changed, run_here
 
 
 def config(**changes):
@@ -31,8 +31,7 @@ def smaller():
 def finished(tmp_path_factory):
   """The folder of a finished study."""
   workdir = tmp_path_factory.mktemp('guided') / 'study'
-  app.prepare_workdir(workdir, smaller())
-  entropy_guided_lm.main(smaller(), workdir)
+  run_here(entropy_guided_lm, smaller(), workdir)
   return workdir
 
 

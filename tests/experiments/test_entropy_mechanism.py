@@ -1,26 +1,18 @@
-"""The core study as its users run it: the folder it leaves, its mistakes, and a run that is killed again and again."""
+"""The core study as its users run it: the folder it leaves, and its mistakes. tests/experiments/test_chaos.py kills it."""
 
 import dataclasses
 import html.parser
 import json
-import pathlib
-import random
-import signal
-import subprocess
-import time
 
-import jax
 import numpy as np
 import pytest
 
 from configs.entropy_mechanism import get_config
-from entropy_jax import parallel
 from entropy_jax.analysis import mechanism, runs
-from entropy_jax.training import countdown, language
-from entropy_jax.training.checkpoints import Checkpoints
+from entropy_jax.training import countdown
 from entropy_jax.types import UserError
 from experiments import entropy_mechanism
-from tests.experiments.conftest import ROOT, command, environment, run
+from tests.experiments.conftest import run
 
 
 class Images(html.parser.HTMLParser):
@@ -159,55 +151,3 @@ class TestValidate:
     config.data_dir = 'file/data'
     with pytest.raises(UserError, match=r"data_dir='file/data' is no folder"):
       read(config, shape, tmp_path)
-
-
-# Text runs alone, long enough to be killed five times: 80 rollouts with a checkpoint after every third.
-SMALL = (
-  '--config.tabular.num_seeds=0',
-  '--config.countdown.num_seeds=1',
-  '--config.countdown.warm_start.num_steps=60',
-  '--config.countdown.num_steps=80',
-  '--config.countdown.checkpoint_every=3',
-  '--config.countdown.evaluate_every=20',
-)
-
-
-def final_state(workdir: pathlib.Path):
-  """The last checkpoint of the reinforcement run."""
-  config = get_config('tiny').countdown
-  parts = countdown.Countdown.build(config, {'': config.objective.to_dict()})
-  example = language.example_batch(config.num_prompts * config.group_size, 13, 11)
-  template = language.initial_state(parallel.make('jit'), parts.policy, None, jax.random.key(0), parts.tx, parts.objectives[''], example)
-  checkpoints = Checkpoints(workdir / 'countdown' / 'seed_0' / 'checkpoints')
-  step, state, host = checkpoints.restore_latest(template)
-  checkpoints.close()
-  return step, jax.device_get(state), host
-
-
-class TestKill:
-  def test_kills_leave_the_bits_of_an_undisturbed_run(self, tmp_path):
-    """Two at random moments, from without; test_chaos.py kills the same study in every phase."""
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    done = run(whole, *SMALL)
-    assert done.returncode == 0, done.stderr
-    rng, until_training = random.Random(7), None
-    for _ in range(2):
-      process = subprocess.Popen(command(killed, *SMALL), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-      started = time.monotonic()
-      while until_training is None:  # of the first start; the others take as long
-        assert process.poll() is None
-        time.sleep(0.01)
-        if (killed / 'countdown' / 'warm_start' / 'metrics.jsonl').exists():
-          until_training = time.monotonic() - started
-      time.sleep(max(started + until_training + rng.uniform(0.0, 2.5) - time.monotonic(), 0.0))
-      process.send_signal(signal.SIGKILL)
-      assert process.wait() == -signal.SIGKILL, 'the run finished before it could be killed'
-    done = run(killed, *SMALL)
-    assert done.returncode == 0, done.stderr
-    for name in ('warm_start', 'seed_0'):
-      assert (killed / 'countdown' / name / 'metrics.jsonl').read_bytes() == (whole / 'countdown' / name / 'metrics.jsonl').read_bytes()
-    step, state, host = final_state(whole)
-    again = final_state(killed)
-    assert again[0] == step and again[2] == host
-    for a, b in zip(jax.tree.leaves(again[1]), jax.tree.leaves(state), strict=True):
-      assert np.asarray(a).tobytes() == np.asarray(b).tobytes()

@@ -1,11 +1,8 @@
 """The AEM study as its users run it: the folder it leaves, what is done again, its bags, and its mistakes."""
 
 import json
-import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,21 +12,14 @@ from entropy_jax.analysis import mil_runs
 from entropy_jax.training import app, ranges
 from entropy_jax.types import UserError
 from experiments import mil_aem
-from tests.experiments.conftest import ROOT, environment
-
-
-def command(workdir: pathlib.Path) -> subprocess.CompletedProcess:
-  config = ROOT / 'configs' / 'mil_aem.py'
-  argv = [sys.executable, '-m', 'experiments.mil_aem', f'--config={config}:tiny', f'--workdir={workdir}']
-  return subprocess.run(argv, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+from tests.experiments.conftest import run_here
 
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
   """The folder of a finished tiny study."""
   workdir = tmp_path_factory.mktemp('mil') / 'study'
-  done = command(workdir)
-  assert done.returncode == 0, done.stdout + done.stderr
+  run_here(mil_aem, study.get_config('tiny'), workdir)
   return workdir
 
 
@@ -71,8 +61,7 @@ class TestStudy:
     whole, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
     (again / 'report.html').unlink()
-    done = command(again)
-    assert done.returncode == 0, done.stderr
+    run_here(mil_aem, study.get_config('tiny'), again)
     assert lost.read_bytes() == whole and kept.stat().st_mtime_ns == stamp
     assert (again / 'claims.json').read_bytes() == (tiny / 'claims.json').read_bytes() and (again / 'report.html').exists()
 

@@ -12,7 +12,7 @@ from entropy_jax.analysis import policy_attention as study
 from entropy_jax.training import app, ranges
 from entropy_jax.types import UserError
 from experiments import policy_attention as experiment
-from tests.experiments.conftest import ROOT
+from tests.experiments.conftest import ROOT, run_here
 
 
 def run(workdir) -> None:
@@ -20,8 +20,7 @@ def run(workdir) -> None:
   config = configs.get_config('tiny')
   del config.variants['sigma_reparam']
   config.held_objective.regularizers[0]['kwargs']['target'] = 2.0  # more than there can be, so that it acts at once
-  app.prepare_workdir(workdir, config)
-  experiment.main(config, workdir)
+  run_here(experiment, config, workdir)
 
 
 @pytest.fixture(scope='module')

@@ -14,7 +14,7 @@ from entropy_jax.data import digits
 from entropy_jax.training import app, ranges
 from entropy_jax.types import UserError
 from experiments import sigma_reparam_recipes
-from tests.experiments.conftest import ROOT
+from tests.experiments.conftest import ROOT, run_here
 
 
 def smaller() -> object:
@@ -36,8 +36,7 @@ def smaller() -> object:
 def tiny(tmp_path_factory):
   """The folder of a finished study."""
   workdir = tmp_path_factory.mktemp('recipes') / 'study'
-  app.prepare_workdir(workdir, smaller())
-  sigma_reparam_recipes.main(smaller(), workdir)
+  run_here(sigma_reparam_recipes, smaller(), workdir)
   return workdir
 
 

@@ -72,6 +72,113 @@ class TestPassAtK:
     assert all(word in str(error.value) for word in words), error.value
 
 
+def vote_by_enumeration(answers, correct, k):
+  """Mean over every subset of k samples of the shared credit of its most frequent answers."""
+  total, subsets = 0.0, list(itertools.combinations(range(len(answers)), k))
+  for subset in subsets:
+    said = [answers[i] for i in subset if answers[i] is not None]
+    most = max((said.count(a) for a in said), default=0)
+    winners = {a for a in said if said.count(a) == most}
+    for winner in winners:
+      own = [correct[i] for i in range(len(answers)) if answers[i] == winner]
+      total += sum(own) / len(own) / len(winners)
+  return total / len(subsets)
+
+
+class TestMajAtK:
+  @pytest.mark.parametrize(
+    ('answers', 'correct'),
+    [
+      ('aab', (1, 1, 0)),
+      ('aabbbc', (1, 1, 0, 0, 0, 0)),
+      ('aabbccdd', (0, 0, 1, 1, 0, 0, 0, 0)),
+      ('abcdefg', (0, 0, 0, 1, 0, 0, 0)),
+      ('aaaa', (1, 1, 1, 1)),
+      (['a', None, 'b', None, 'a', 'b', 'b'], (1, 0, 0, 0, 1, 0, 0)),
+      ([None, None, None], (0, 0, 0)),
+      ('aaabbb', (1, 0, 1, 0, 0, 0)),  # equal answers that were judged differently
+      ('aabb', (1, 1, 1, 1)),  # two answers, both right
+    ],
+    ids=str,
+  )
+  def test_by_enumeration_of_every_subset(self, answers, correct):
+    found = diversity.maj_at_k([list(answers)], [list(map(bool, correct))])
+    expected = [vote_by_enumeration(list(answers), correct, k) for k in range(1, len(answers) + 1)]
+    np.testing.assert_allclose(found[0], expected, rtol=1e-12, atol=1e-15)
+
+  def test_random_problems_by_enumeration(self):
+    rng = np.random.default_rng(0)
+    answers = rng.integers(0, 4, (20, 9)).tolist()
+    correct = [[a == 0 for a in row] for row in answers]
+    found = diversity.maj_at_k(answers, correct, max_k=5)
+    expected = [[vote_by_enumeration(a, c, k) for k in range(1, 6)] for a, c in zip(answers, correct)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+
+  def test_by_hand(self):
+    # 3 of aabbb: C(5, 3) = 10 subsets; a wins where both a's are in, 3 of them.
+    assert diversity.maj_at_k(['aabbb'], [[True, True, False, False, False]])[0, 2] == pytest.approx(0.3)
+
+  def test_is_unbiased(self):
+    # Answers a, b, c with chances .5, .3, .2: the mean over all draws of 5 of maj@3 is the chance that a wins the vote of 3.
+    chance = {'a': 0.5, 'b': 0.3, 'c': 0.2}
+    draws = lambda n: [(d, math.prod(chance[x] for x in d)) for d in itertools.product('abc', repeat=n)]
+    mean = sum(p * diversity.maj_at_k([d], [[x == 'a' for x in d]])[0, 2] for d, p in draws(5))
+    truth = sum(p * vote_by_enumeration(list(d), [x == 'a' for x in d], 3) for d, p in draws(3))
+    assert mean == pytest.approx(truth, rel=1e-12)
+
+  def test_two_answers_at_1000_samples(self):
+    # With 600 of 1000 right, a vote of k is won as often as a hypergeometric draw exceeds k / 2, ties by half.
+    found = diversity.maj_at_k(['a' * 600 + 'b' * 400], [[True] * 600 + [False] * 400], max_k=40)[0]
+    for k in (1, 2, 17, 40):
+      ways = [math.comb(600, i) * math.comb(400, k - i) for i in range(k + 1)]
+      won = sum(w * (1.0 if 2 * i > k else 0.5 if 2 * i == k else 0.0) for i, w in enumerate(ways))
+      assert found[k - 1] == pytest.approx(won / math.comb(1000, k), rel=1e-11)
+
+  @pytest.mark.parametrize(
+    ('answers', 'correct', 'max_k', 'words'),
+    [
+      (['ab'], [[True]], None, 'problem 0 has 2 answers and 1 judgements'),
+      ([''], [[]], None, 'problem 0 has 0 answers'),
+      (['a' * 1001], [[True] * 1001], None, 'from 1 to 1000'),
+      ([], [], None, 'answers are of 0 problems'),
+      (['ab', 'a'], [[True, True]], None, 'answers are of 2 problems and correct of 1'),
+      (['ab', 'a'], [[True, True], [True]], 2, 'k=2 cannot be estimated from 1 samples'),
+    ],
+  )
+  def test_refused(self, answers, correct, max_k, words):
+    with pytest.raises(UserError, match=words):
+      diversity.maj_at_k(answers, correct, max_k=max_k)
+
+
+class TestAvgAtK:
+  def test_wilson_by_hand(self):
+    # p = .3, N = 20, z = 1.959964: centre (.3 + .096036) / 1.192073, half 1.959964 sqrt(.3 * .7 / 20 + .002401) / 1.192073
+    found = diversity.avg_at_k([1, 5], 10)
+    assert found.mean == pytest.approx(0.3)
+    np.testing.assert_allclose((found.low, found.high), (0.145478, 0.518972), atol=1e-5)
+
+  def test_numbers_of_samples_that_differ(self):
+    # The mean of shares, 1/2 and 3/4, not of samples; its variance for one coin is p q (1/2 + 1/4) / 4 = p q / (16 / 3).
+    found = diversity.avg_at_k([1, 3], [2, 4])
+    same = diversity.avg_at_k([1000], [1600])
+    assert found.mean == same.mean == 0.625
+    assert found.high - found.low > 5 * (same.high - same.low)
+
+  def test_holds_its_level(self):
+    # Problems of unequal difficulty, 4 samples each: at least 95 % of the intervals hold the mean of the chances.
+    rng = np.random.default_rng(0)
+    chance_P = rng.uniform(0, 1, 30)
+    found = [diversity.avg_at_k(rng.binomial(4, chance_P), 4) for _ in range(400)]
+    inside = np.mean([x.low <= chance_P.mean() <= x.high for x in found])
+    assert inside >= 0.95
+
+  def test_has_a_width_where_nothing_is_solved(self):
+    found = diversity.avg_at_k([0, 0], 4)
+    assert found.mean == found.low == 0.0 and 0.2 < found.high < 0.4  # z^2 / (8 + z^2) = .3244
+    with pytest.raises(UserError, match=r'level=1.0 is not a confidence level'):
+      diversity.avg_at_k([1], 2, level=1.0)
+
+
 class TestMeanPassAtK:
   COUNTS = np.random.default_rng(0).binomial(16, np.random.default_rng(1).beta(1, 2, size=80))
 

@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from safetensors.numpy import load_file, save_file
 
+from entropy_jax import parallel
 from entropy_jax.layers.attention import RopeScaling
 from entropy_jax.models import hub, hub_files, transformer
 from entropy_jax.parallel import rules
@@ -131,6 +132,15 @@ class TestShards:
     logits = jax.jit(transformer.transformer_policy(config).logits)(params, TOKENS[None], mask)
     want = hub_folders.forward(hub_folders.config(name), weights(name, BFLOAT16), TOKENS)
     np.testing.assert_allclose(logits[0], want, atol=1e-4)
+
+  @pytest.mark.parametrize('name', ['pmap', 'fsdp', 'jit'])
+  def test_goes_where_a_parallel_mode_keeps_it(self, root, name):
+    mode = parallel.make(name, 0)
+    _, params = hub.load(folder_of(root, 'qwen2'), shardings=mode.shardings)
+    up = params['block_0']['mlp']['up']['kernel']
+    parts = {'pmap': ((16, 24), 8), 'fsdp': ((2, 24), 8), 'jit': ((16, 24), 1)}[name]
+    assert ({shard.data.shape for shard in up.addressable_shards}, len(up.addressable_shards)) == ({parts[0]}, parts[1])
+    np.testing.assert_array_equal(up, weights('qwen2')['model.layers.0.mlp.up_proj.weight'].T)
 
   def test_each_device_reads_its_part_and_no_more(self, root, monkeypatch):
     reads = []

@@ -195,11 +195,24 @@ class TestCache:
     cache, _ = jax.eval_shape(lambda: policy.start(params, *ragged(T=0), 4))
     step = jax.jit(policy.step, donate_argnums=1)
     text = step.lower(params, cache, jnp.zeros(5, jnp.int32)).compile().as_text()
-    shape = 'f32[5,4,8,4]'  # [B, Hkv, N, head_dim]
-    made = [line for line in text.splitlines() if f'= {shape}' in line]
-    assert made, 'the cache has another shape: mend this test'
-    bad = [line for line in made if ' transpose(' in line or ' copy(' in line]
-    assert not bad, bad
+    for shape in ('f32[5,4,4,8]', 'f32[5,4,8,4]'):  # keys [B, Hkv, head_dim, N] and values [B, Hkv, N, head_dim]
+      made = [line for line in text.splitlines() if f'= {shape}' in line]
+      assert made, 'the cache has another shape: mend this test'
+      bad = [line for line in made if ' transpose(' in line or ' copy(' in line]
+      assert not bad, bad
+
+  def test_rows_are_taken_as_if_they_had_been_read(self):
+    policy, params = make('grouped')
+    tokens, mask = ragged(T=0)
+    row = jnp.array([[4, 0, 0, 2]])
+
+    @jax.jit
+    def both(params):
+      cache, _ = policy.start(params, tokens, mask, 2)
+      again, _ = policy.start(params, tokens[row[0]], mask[row[0]], 2)
+      return policy.take(cache, row), again
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *both(params))
 
 
 class TestAttention:

@@ -65,6 +65,18 @@ class TestTop:
     chosen = top(jnp.array(SCORE), jnp.array(ELIGIBLE), jnp.int32(7))
     assert pairs(chosen, np.arange(6)) == best(SCORE, ELIGIBLE, 7, np.arange(6))
 
+  def test_any_float(self):
+    # Both zeros are equal, and a score that is no number comes after all that are.
+    values = np.float32([np.inf, 1e30, 1.0, 1e-30, 0.0, -0.0, -1e-30, -1.0, -1e30, -np.inf, np.nan, np.nan])
+    order = np.random.default_rng(4).permutation(12)
+    score, place = np.zeros((3, 4), np.float32), np.arange(12)
+    score.ravel()[order] = values
+    rank = {i: (min(k, 4) if k == 5 else min(k, 10), i) for k, i in zip(place, order, strict=True)}
+    want = sorted(rank, key=rank.get)
+    for num in range(13):
+      chosen = np.asarray(top(jnp.array(score), jnp.ones((3, 4), bool), jnp.int32(num)))
+      assert sorted(np.flatnonzero(chosen)) == sorted(want[:num])
+
   def test_all_tied(self):
     chosen = top(jnp.zeros((3, 4)), jnp.ones((3, 4), bool), jnp.int32(5), jnp.array([2, 0, 1]))
     assert chosen.tolist() == [[False] * 4, [True] * 4, [True, False, False, False]]
@@ -121,6 +133,10 @@ class TestQuantile:
   def test_against_numpy(self, q):
     x = np.where(ELIGIBLE, RNG.normal(size=(6, 9)), np.nan).astype(np.float32)
     np.testing.assert_allclose(quantile(jnp.array(x), jnp.array(ELIGIBLE), q), np.quantile(x[ELIGIBLE], q), rtol=1e-5)
+
+  def test_negative_and_infinite(self):
+    x = jnp.array([[2.0, -3.0, -jnp.inf, -0.0, 4.0]])
+    assert [float(quantile(x, jnp.ones((1, 5), bool), q)) for q in (0.25, 0.5, 0.625, 0.75)] == [-3.0, 0.0, 1.0, 2.0]
 
   def test_nothing_valid(self):
     assert float(quantile(jnp.ones((2, 2)), jnp.zeros((2, 2), bool), 0.5)) == 0

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from entropy_jax.data import fork_tokens
-from entropy_jax.models import encoder_decoder, presets, transformer, vision
+from entropy_jax.models import encoder_decoder, lora, presets, transformer, vision
 from entropy_jax.parallel import rules
 from entropy_jax.training import optimizers, scanned
 from entropy_jax.types import UserError
@@ -47,8 +47,13 @@ def table():
   return jax.eval_shape(scanned.policy_of(fork_tokens.make(jax.random.key(0), num_prompts=4, vocab_size=8)).init, jax.random.key(0))
 
 
+def adapters():
+  policy = transformer.transformer_policy(presets.PRESETS['study_tiny'])
+  return jax.eval_shape(lora.lora_policy(policy, lora.LoraConfig()).init, jax.random.key(0))
+
+
 CONFIGS = presets.PRESETS | {name: dataclasses.replace(presets.PRESETS['study_tiny'], **changes) for name, changes in VARIANTS.items()}
-OTHERS = {'table': table, 'image': image, 'translation': translation}
+OTHERS = {'adapters': adapters, 'table': table, 'image': image, 'translation': translation}
 MODELS = [*CONFIGS, *OTHERS]
 
 
@@ -71,7 +76,7 @@ class TestTable:
     every = {path for name in MODELS for path in model(name)}
     assert [row[0] for row in rules.RULES if not any(row in rules.matches(path) for path in every)] == []
 
-  @pytest.mark.parametrize('name', [*presets.PRESETS, 'sigma_reparam', 'fused', 'image', 'translation'])
+  @pytest.mark.parametrize('name', [*presets.PRESETS, 'sigma_reparam', 'fused', 'adapters', 'image', 'translation'])
   def test_every_matrix_is_cut_over_8_devices(self, name):
     for path, leaf in model(name).items():
       spec = rules.partition(path, leaf.shape, 8)

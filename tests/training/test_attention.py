@@ -13,7 +13,7 @@ from entropy_jax.models.tabular import tabular_policy
 from entropy_jax.models.transformer import DecoderConfig, transformer_policy
 from entropy_jax.parallel.split import Split
 from entropy_jax.rollout.batch import token_batch
-from entropy_jax.rollout.generate import Rollout
+from entropy_jax.rollout.generate import given
 from entropy_jax.training import attention, state, step
 from entropy_jax.types import UserError, take_rows
 
@@ -36,9 +36,8 @@ def batch():
   tokens = jax.random.randint(jax.random.key(1), (4, 6), 0, 7)
   prompt_mask = jnp.array([[True, True], [False, True], [True, True], [False, True]])
   real_BxT = jnp.arange(4)[None] < jnp.array([4, 1, 3, 2])[:, None]
-  zero_BxT = jnp.zeros((4, 4))
-  given = Rollout(tokens[:, 2:], real_BxT, zero_BxT, zero_BxT, zero_BxT, zero_BxT, jnp.ones(4, bool))
-  return token_batch(tokens[:, :2], prompt_mask, given, jnp.arange(4) // 2, jnp.array([1.0, 0.0, 0.0, 1.0]), jax.random.key(2))
+  responses = given(tokens[:, 2:], real_BxT)
+  return token_batch(tokens[:, :2], prompt_mask, responses, jnp.arange(4) // 2, jnp.array([1.0, 0.0, 0.0, 1.0]), jax.random.key(2))
 
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,7 @@
 """Text runs: imitation raises the likelihood of the answers, a rollout step logs what it promises, evaluation counts exactly."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -10,6 +12,7 @@ from entropy_jax.data import countdown, pipeline, tokenizers, verifiers
 from entropy_jax.models import presets
 from entropy_jax.models.transformer import transformer_policy
 from entropy_jax.parallel import make
+from entropy_jax.rollout.generate import generate
 from entropy_jax.training import language
 from entropy_jax.training.progress import Clock
 
@@ -18,6 +21,7 @@ POLICY = transformer_policy(presets.preset('study_tiny', vocab_size=TOKENIZER.vo
 PROBLEMS = sorted(countdown.enumerate_problems(num_numbers=3, max_number=3).items())
 TX = optax.adam(3e-3)
 JIT = make('jit')
+REFERENCE = jax.jit(POLICY.init)(jax.random.key(5))
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +36,7 @@ def verify(answers, rows):
 
 
 def common(problems):
-  return {'verify': verify, 'decode': TOKENIZER.decode_batch, 'num_tokens': problems.response_length(), 'eos_id': tokenizers.EOS}
+  return {'verify': verify, 'decode': TOKENIZER.decode_batch, 'num_tokens': problems.response_length(), 'stop_ids': (tokenizers.EOS,)}
 
 
 class TestSupervisedBody:
@@ -63,7 +67,10 @@ def step(problems):
   # A reward that a policy that knows nothing can earn: the answer has an even number of characters.
   even = lambda answers, rows: (np.array([len(a) % 2 == 0 for a in answers], np.float32), {'even': sum(len(a) % 2 == 0 for a in answers)})
   clock = Clock()
-  body = language.reinforcement_body(JIT, POLICY, objective, TX, group_size=4, clock=clock, **common(problems) | {'verify': even})
+  more = {'reference': REFERENCE, 'answers': lambda texts: [text[:1] or None for text in texts], 'greedy_baseline': True}
+  body = language.reinforcement_body(
+    JIT, POLICY, objective, TX, group_size=4, clock=clock, **common(problems) | {'verify': even} | more
+  )
   before = jax.device_get(state.params)
   state, metrics, inputs = body(state, next(data), jax.random.key(1))
   metrics = {name: float(value) for name, value in metrics.items()}
@@ -93,6 +100,27 @@ class TestReinforcementBody:
     _, _, metrics, inputs, _ = step
     assert inputs['reward_B'].shape == (16,) and inputs['reward_B'].mean() == metrics['rollout/success']
 
+  def test_fields_that_few_objectives_read(self, step, problems):
+    before, _, _, inputs, _ = step
+    prompt, sampled, num_tokens = inputs['prompt'], inputs['sampled'], problems.response_length()
+    tokens = np.concatenate([prompt['prompt_tokens_BxP'], sampled.tokens_BxT], axis=1)
+    mask = np.concatenate([prompt['prompt_mask_BxP'], sampled.mask_BxT], axis=1)
+    # Position n predicts token n + 1, so the logits of the responses end one before the end.
+    logits = np.asarray(jax.jit(POLICY.logits)(REFERENCE, tokens, mask), np.float64)[:, -num_tokens - 1 : -1]
+    logp_BxTxV = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    want_BxT = np.take_along_axis(logp_BxTxV, sampled.tokens_BxT[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(inputs['ref_logp_BxT'][sampled.mask_BxT], want_BxT[sampled.mask_BxT], atol=1e-5)
+    texts = TOKENIZER.decode_batch(sampled.tokens_BxT)
+    same = inputs['answer_B'][:, None] == inputs['answer_B'][None]
+    assert same.tolist() == [[a[:1] == b[:1] for a in texts] for b in texts]
+    assert [number == -1 for number in inputs['answer_B']] == [text == '' for text in texts]
+    # One greedy response a prompt, drawn from the policy before the update.
+    own = [prompt[f'prompt_{kind}_BxP'][::4] for kind in ('tokens', 'mask')]
+    how = {'num_tokens': num_tokens, 'temperature': 0, 'stop_ids': (tokenizers.EOS,)}
+    greedy = jax.jit(functools.partial(generate, POLICY, **how))(before, *own, jax.random.key(0))
+    right_B = [len(text) % 2 == 0 for text in TOKENIZER.decode_batch(np.asarray(greedy.tokens_BxT))]
+    assert inputs['baseline_reward_B'].tolist() == np.repeat(right_B, 4).astype(float).tolist()
+
   def test_measures_its_parts(self, step):
     assert {'seconds/generate', 'seconds/verify', 'seconds/update', 'seconds/score'} <= set(step[4])
 
@@ -107,6 +135,11 @@ class TestReinforcementBody:
     assert step[2]['surrogate/ppo_clip/clip_fraction'] == 0.0
 
 
+class TestNumbered:
+  def test_none_is_no_answer(self):
+    assert language.numbered([None, 'a', 'b', 'a', None]).tolist() == [-1, 0, 1, 0, -1]
+
+
 class TestEvaluator:
   def test_counts_only_valid_rows(self, problems):
     batches = pipeline.evaluation_batches(problems, TOKENIZER, batch_size=len(problems) + 3)
@@ -118,11 +151,34 @@ class TestEvaluator:
       return rows['valid_B'].astype(np.float32), {}
 
     options = common(problems) | {'verify': all_correct}
-    evaluate = language.evaluator(JIT, POLICY, batches, num_samples=2, key=jax.random.key(0), **options)
+    kept = []
+    evaluate = language.evaluator(
+      JIT, POLICY, batches, num_samples=2, key=jax.random.key(0), keep=kept.append, answers=lambda texts: ['x'] * len(texts), **options
+    )
     found = evaluate(POLICY.init(jax.random.key(0)))
+    assert {name: x.tolist() for name, x in kept[0].items()} == {
+      'num_correct': [2] * len(problems), 'pass_at_2': [1] * len(problems), 'maj_at_2': [1] * len(problems)
+    }  # fmt: skip
     assert seen == [2 * (len(problems) + 3)]
     assert found['success'] == 1.0 and found['pass_at_2'] == 1.0
     assert 0 < found['entropy'] < np.log(22) + 1e-3
+
+  def test_majority_of_what_is_answered(self, problems):
+    batches = pipeline.evaluation_batches(problems, TOKENIZER, batch_size=len(problems) + 1)
+    number = len(problems)
+    said = ['7', '7', '3', None] * number + ['7'] * 4  # the last row fills up the batch
+
+    def verify(answers, rows):
+      return np.array([a == '7' for a in said], np.float32), {}
+
+    options = common(problems) | {'verify': verify, 'answers': lambda texts: said[: len(texts)]}
+    found = language.evaluator(JIT, POLICY, batches, num_samples=4, key=jax.random.key(0), **options)(POLICY.init(jax.random.key(0)))
+    # Of 6 pairs 77, 7- and 7- are right, the two 73 are ties, 3- is wrong; all four vote for 7.
+    assert found['maj_at_2'] == pytest.approx((1 + 2 + 2 / 2) / 6) and found['maj_at_4'] == 1.0
+    assert found['pass_at_2'] == pytest.approx(5 / 6)
+    assert found['avg_at_4'] == found['success'] == 0.5
+    half = (found['avg_at_4_high'] - found['avg_at_4_low']) / 2  # Wilson about one half: z / (2 sqrt(N + z^2))
+    assert half == pytest.approx(1.959964 / (2 * np.sqrt(4 * number + 1.959964**2)), rel=1e-5)
 
   def test_same_key_same_numbers(self, problems):
     batches = pipeline.evaluation_batches(problems, TOKENIZER, batch_size=16)

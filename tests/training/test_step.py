@@ -18,9 +18,9 @@ from entropy_jax.models.tabular import TABLE
 from entropy_jax.parallel import ROWS, STATE, WHOLE, make
 from entropy_jax.rollout import score as scoring
 from entropy_jax.rollout.batch import group_prompts, token_batch
-from entropy_jax.rollout.generate import Rollout, generate
+from entropy_jax.rollout.generate import generate, given
 from entropy_jax.training import scanned, state, step
-from entropy_jax.types import UserError
+from entropy_jax.types import UserError, VocabStat
 
 # Everything that looks at the whole batch at once: global ranks, a random choice, a controller.
 COMPOSED = {
@@ -86,6 +86,30 @@ class TestUpdate:
     chex.assert_trees_all_close(metrics, whole_metrics, rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close(sliced.objective_state, whole.objective_state, rtol=1e-5)
 
+  @pytest.mark.parametrize('num_epochs', [1, 2])
+  def test_slices_change_nothing_where_the_rollout_was_scored_already(self, composed, num_epochs):
+    whole, whole_metrics = composed.learn(num_epochs=num_epochs)
+    sliced, metrics = composed.learn(num_epochs=num_epochs, num_slices=8, on_policy=True)
+    chex.assert_trees_all_close(sliced.params, whole.params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(metrics, whole_metrics, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(sliced.objective_state, whole.objective_state, rtol=1e-5)
+
+  @pytest.mark.parametrize('on_policy', [False, True])
+  def test_only_the_first_update_plans_from_the_scores_of_the_rollout(self, plain, on_policy):
+    seen = []
+
+    def plan(objective_state, batch):
+      jax.debug.callback(lambda x: seen.append(float(x)), jnp.max(jnp.where(batch.mask_BxT, jnp.abs(batch.logp_BxT), 0.0)))
+      return plain.objective.plan(objective_state, batch)
+
+    # Of a rollout that says 100 of every token, to tell its scores from those that are made again.
+    said = plain.batch.replace(old_logp_BxT=jnp.full_like(plain.batch.old_logp_BxT, -100.0))
+    spy = {'objective': plain.objective._replace(plan=plan), 'policy': plain.policy, 'tx': TX, 'on_policy': on_policy}
+    learn = jax.jit(functools.partial(step.learn, num_slices=2, num_epochs=2, num_minibatches=2, **spy))
+    jax.block_until_ready(learn(plain.state, said))
+    jax.effects_barrier()
+    assert [x == 100.0 for x in seen] == [on_policy, False, False, False] and max(seen[1:]) < 50
+
   def test_gradient_is_that_of_a_hand_written_loss(self, plain):
     # One on-policy update of plain SGD: table + lr * sum over tokens of A (onehot - p) / N, written with numpy loops.
     b = jax.device_get(plain.batch.replace(key=None))
@@ -126,6 +150,15 @@ class TestUpdate:
     after, metrics = plain.learn()
     assert int(after.num_rejected) == 0 and np.isfinite(metrics['update/loss'])
     assert np.abs(np.asarray(after.params[TABLE] - plain.state.params[TABLE])).max() > 1e-3
+
+
+class TestScoresFirst:
+  def test_a_statistic_that_the_rollout_does_not_hold(self, plain):
+    largest, smallest = (lambda z: jnp.max(z, axis=-1)), (lambda z: jnp.min(z, axis=-1))
+    of = lambda *stats: step.scores_first(plain.objective._replace(stats=tuple(VocabStat('x', *stat) for stat in stats)))
+    assert not of() and not of((largest, 'behaviour'))
+    assert of((largest, 'current')) and of((largest, 'current'), (smallest, 'behaviour'))
+    assert not of((largest, 'current'), (largest, 'behaviour'))
 
 
 class TestLearn:
@@ -183,9 +216,8 @@ class Reparametrised:
     self.policy = transformer.transformer_policy(config)
     self.objective = catalog.build({'advantages': [{'name': 'unit'}], 'surrogates': [{'name': 'reinforce'}]})
     prompt, response_BxT = jnp.split(jax.random.randint(jax.random.key(0), (32, 6), 0, 8), [2], axis=1)
-    zero_BxT, real_BxT = jnp.zeros((32, 4)), jnp.arange(4)[None] < 1 + jnp.arange(32)[:, None] % 4
-    given = Rollout(response_BxT, real_BxT, zero_BxT, zero_BxT, zero_BxT, zero_BxT, jnp.ones(32, bool))
-    self.batch = token_batch(prompt, prompt >= 0, given, jnp.arange(32), jnp.ones(32), jax.random.key(5))
+    real_BxT = jnp.arange(4)[None] < 1 + jnp.arange(32)[:, None] % 4
+    self.batch = token_batch(prompt, prompt >= 0, given(response_BxT, real_BxT), jnp.arange(32), jnp.ones(32), jax.random.key(5))
     self.state = jax.jit(lambda: state.create(self.policy.init(jax.random.key(1)), TX, self.objective, self.batch))()
     self.programs = {}
 

@@ -17,7 +17,7 @@ SETTINGS = tables.Settings(num_steps=2, group_size=4, num_epochs=1, learning_rat
 
 
 def run(directory, *lines, settings=SETTINGS):
-  objectives = {line: (compose.objective(line), settings) for line in lines}
+  objectives = {line: (compose.objective(line), {'': settings}) for line in lines}
   tables.study(TASK, objectives, directory, num_seeds=2, seed=0, description='small')
 
 
@@ -49,6 +49,23 @@ class TestStudy:
   def test_methods_get_the_fields_that_they_need(self, tmp_path):
     run(tmp_path, 'seed_grpo(alpha=1.0)')  # reads answer_B
     assert len(list(tmp_path.rglob('metrics.jsonl'))) == 2
+
+
+  def test_settings_share_a_program_and_change_nothing(self, tmp_path):
+    objective = compose.objective('grpo + adaptive_entropy(target=0.5)')
+    parts = {'short': SETTINGS, 'long': tables.Settings(num_steps=3, group_size=4, num_epochs=2, learning_rate=0.5)}
+    tables.study(TASK, {'it': (objective, parts)}, tmp_path / 'shared', num_seeds=2, seed=0, description='small')
+    for part, settings in parts.items():
+      tables.study(TASK, {'it': (objective, {part: settings})}, tmp_path / 'alone', num_seeds=2, seed=0, description='small')
+      for k in range(2):
+        shared, alone = (
+          [json.loads(line) for line in (tmp_path / where / part / 'it' / f'seed_{k}' / 'metrics.jsonl').read_text().splitlines()]
+          for where in ('shared', 'alone')
+        )
+        assert len(shared) == len(alone) == settings.num_steps + 1
+        for one, other in zip(shared, alone, strict=True):
+          assert one.keys() == other.keys()
+          np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-5, atol=1e-6)
 
 
 class TestWriteCurves:
