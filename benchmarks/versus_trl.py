@@ -1,6 +1,6 @@
 """A whole GRPO step against TRL's GRPOTrainer: the same random Qwen2 weights, prompts, reward, loss and optimizer, in alternation.
 
-    python -m benchmarks.versus_trl [--rounds=8] [--num_slices=8] [--trl_slices=1]
+    python -m benchmarks.versus_trl [--rounds=8] [--num_slices=16] [--trl_slices=1]
 
 Needs the extra `bench` (trl, transformers, torch). 32 prompts x 16 responses of up to 24 tokens, about a million parameters, float32, one
 on-policy update a rollout (GRPO, sequence means, no KL; AdamW at 1e-6, norm clipped at 1). Ours is the body of the training loop
@@ -283,7 +283,7 @@ class Alternating(transformers.TrainerCallback):
 def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
   parser.add_argument('--rounds', type=int, default=8)
-  parser.add_argument('--num_slices', type=int, default=8)
+  parser.add_argument('--num_slices', type=int, default=16)
   parser.add_argument('--trl_slices', type=int, default=1)
   parser.add_argument('--seed', type=int, default=0)
   given = parser.parse_args(argv)

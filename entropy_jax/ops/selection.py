@@ -51,19 +51,35 @@ def _from_ordered_bits(ordered: jax.Array) -> jax.Array:
   return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
+def _count(mask: jax.Array) -> jax.Array:
+  """Number of True, int32. Processors add float32 several at a time, and integers, to XLA, one by one; float32 counts exactly to 2^24."""
+  return jnp.sum(mask, dtype=jnp.float32 if mask.size <= 2**24 else jnp.int32).astype(jnp.int32)
+
+
 def _kth_largest(ordered: jax.Array, k: jax.Array, num_bits: int = 32) -> jax.Array:
   """The k-th largest entry of a uint32 array whose entries have at most num_bits bits, 0 where there are fewer than k.
 
   Found bit by bit from the top, by counting: sorting the tokens of a batch takes many times as long.
   """
+  return _cut(ordered, k, num_bits, jnp.int32(-1))
 
-  def one_bit(i: jax.Array, found: jax.Array) -> jax.Array:
+
+def _cut(ordered: jax.Array, k: jax.Array, num_bits: int, enough: jax.Array) -> jax.Array:
+  """The k-th largest entry, or, with `enough` = k, anything between it and the next smaller one, which takes fewer turns to find."""
+  Carry = tuple[jax.Array, jax.Array, jax.Array]
+
+  def goes_on(carry: Carry) -> jax.Array:
+    i, _, count = carry
+    return (i < num_bits) & (count != enough)
+
+  def one_bit(carry: Carry) -> Carry:
+    i, found, count = carry
     larger = found | (jnp.uint32(1) << (num_bits - 1 - i).astype(jnp.uint32))
-    # A sum of float32 is a vector operation on a processor; over one axis it counts exactly.
-    count = jnp.sum(jnp.sum((ordered >= larger).astype(jnp.float32), axis=0).astype(jnp.int32))
-    return jnp.where(count >= k, larger, found)
+    above = _count(ordered >= larger)
+    return i + 1, jnp.where(above >= k, larger, found), jnp.where(above >= k, above, count)
 
-  return jax.lax.fori_loop(0, num_bits, one_bit, jnp.zeros((), jnp.uint32))
+  start = (jnp.int32(0), jnp.zeros((), jnp.uint32), jnp.int32(ordered.size))
+  return jax.lax.while_loop(goes_on, one_bit, start)[1]
 
 
 def top(score_BxT: jax.Array, eligible_BxT: jax.Array, num: jax.Array, sequence_B: jax.Array | None = None) -> jax.Array:
@@ -88,14 +104,14 @@ def top(score_BxT: jax.Array, eligible_BxT: jax.Array, num: jax.Array, sequence_
 def _first(ordered_BxT: jax.Array, num: jax.Array, sequence_B: jax.Array | None, num_bits: int) -> jax.Array:
   """The `num` largest of the uint32 entries above 0, ties by identity of the row and then by position."""
   B, T = ordered_BxT.shape
-  least = _kth_largest(ordered_BxT, num, num_bits)
+  least = _cut(ordered_BxT, num, num_bits, num)
   above_BxT, tied_BxT = ordered_BxT > least, (ordered_BxT == least) & (ordered_BxT > 0)
   place_B = jnp.arange(B) if sequence_B is None else jnp.argsort(jnp.argsort(sequence_B))
   place_BxT = place_B.astype(jnp.uint32)[:, None] * jnp.uint32(T) + jnp.arange(T, dtype=jnp.uint32)[None]
   early_BxT = jnp.where(tied_BxT, jnp.uint32(B * T) - place_BxT, jnp.uint32(0))
-  missing = num - jnp.sum(above_BxT, dtype=jnp.int32)
-  search = lambda: _kth_largest(early_BxT, missing, (B * T).bit_length())
-  last = jax.lax.cond(jnp.sum(tied_BxT, dtype=jnp.int32) > missing, search, lambda: jnp.uint32(0))
+  missing = num - _count(above_BxT)
+  search = lambda: _cut(early_BxT, missing, (B * T).bit_length(), missing)
+  last = jax.lax.cond(_count(tied_BxT) > missing, search, lambda: jnp.uint32(0))
   return above_BxT | (tied_BxT & (early_BxT >= last))
 
 
@@ -120,7 +136,7 @@ def quantile(x_BxT: jax.Array, mask_BxT: jax.Array, q: float) -> jax.Array:
   >>> float(quantile(jnp.array([[4., 1., 2., jnp.nan]]), jnp.array([[True, True, True, False]]), .5))
   2.0
   """
-  num = jnp.sum(mask_BxT, dtype=jnp.int32)
+  num = _count(mask_BxT)
   last = jnp.maximum(num - 1, 0)
   place = q * last.astype(jnp.float32)
   low = jnp.floor(place).astype(jnp.int32)
