@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from entropy_jax import compose
-from entropy_jax.catalog import CATALOG, ROOMS, Entry
+from entropy_jax.catalog import CATALOG, ROOMS, Entry, samplers
 from entropy_jax.training.tables import ABSENT
 from entropy_jax.transform import Method
 
@@ -25,7 +25,7 @@ def _code(text: str) -> str:
   return f'`{_cell(text)}`'
 
 
-def _hyper_parameters(method: Method) -> str:
+def _hyper_parameters(method: Method | samplers.Row) -> str:
   parts = []
   for key, default in method.defaults().items():
     value = 'required' if default is inspect.Parameter.empty else f'= {default!r}'
@@ -40,6 +40,10 @@ def line(entry: Entry) -> str:
   given = ', '.join(f'{key}={value}' for key, value in entry.example.items())
   own = f'{entry.name}({given})' if given else entry.name
   return compose.line(compose.parse(own))
+
+
+def _status(confirmed: bool) -> str:
+  return 'confirmed' if confirmed else 'UNCONFIRMED'
 
 
 def _run(entry: Entry) -> str:
@@ -112,11 +116,30 @@ def markdown(comparison: Mapping[str, Any] | None = None) -> str:
     lines += ['| method | formula | hyper-parameters | paper | status | line | found here |', '|---|---|---|---|---|---|---|']
     for row in CATALOG.values():
       if row.room == room:
-        status = 'confirmed' if row.confirmed else 'UNCONFIRMED'
         found = '<br>'.join(_finding(line, comparison[line]) for line in about[row.name]) if row.name in about else ''
-        cells = (_code(row.name), _code(row.formula), _hyper_parameters(row.factory), _cell(row.reference), status, _run(row), found)
+        about_it = (_code(row.name), _code(row.formula), _hyper_parameters(row.factory), _cell(row.reference), _status(row.confirmed))
+        cells = (*about_it, _run(row), found)
         lines.append(f'| {" | ".join(cells)} |')
-  return '\n'.join(lines) + '\n'
+  return '\n'.join([*lines, *_samplers()]) + '\n'
+
+
+def _samplers() -> list[str]:
+  lines = [
+    '',
+    '## Samplers',
+    '',
+    'What is done to the logits z, already over the temperature T, before a token is drawn; p = softmax(z). They are no part of the',
+    'objective: `generate(..., adjust=)` takes any of them, `catalog.samplers.build` makes them from names, and `experiments.rlvr` the',
+    'truncations from `--config.sampling.NAME`. Of several, each acts on what those above it left. Log-probabilities for the update are',
+    'those of p, and those of what was drawn from are reported beside them.',
+    '',
+    '| sampler | rule | hyper-parameters | paper | status |',
+    '|---|---|---|---|---|',
+  ]
+  for row in samplers.TABLE:
+    cells = (_code(row.name), _code(row.formula), _hyper_parameters(row), _cell(row.reference), _status(row.confirmed))
+    lines.append(f'| {" | ".join(cells)} |')
+  return lines
 
 
 if __name__ == '__main__':

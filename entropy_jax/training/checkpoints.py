@@ -161,6 +161,7 @@ class Checkpoints:
       StorageError: this save failed, or an asynchronous one before it.
     """
     self.wait()
+    self._sweep()
     text = _canonical(dict(host))  # first, so that what JSON cannot hold costs nothing
     if step in self.steps():
       raise ValueError(f'step {step} is already saved in {self.directory}')
@@ -221,6 +222,13 @@ class Checkpoints:
       if self._worker is not None:
         self._worker.shutdown()
       self._manager.close()
+      self._sweep()
+
+  def _sweep(self) -> None:
+    """Removes what a thread below orbax wrote after its failed save was cleared; no save may be under way."""
+    if jax.process_index() == 0:
+      for path in self.directory.glob('*.orbax-checkpoint-tmp*'):
+        shutil.rmtree(path, ignore_errors=True)
 
   def _intent(self, step: int) -> Path:
     return self.directory / f'saving-{step}'
@@ -236,14 +244,16 @@ class Checkpoints:
 
   def _clear(self, step: int) -> None:
     """Removes what a failed save of this step left; its intent only once nothing else is there, for the next start to clear the rest."""
-    for _ in range(5):
-      partial = [self.directory / str(step), *self.directory.glob(f'{step}.orbax-checkpoint-tmp*')]
-      for path in partial:
+    for _ in range(10):
+      for path in self._partial(step):
         shutil.rmtree(path, ignore_errors=True)
-      if not any(path.exists() for path in partial):
+      time.sleep(0.05)  # a thread below orbax may still write into it, or make it anew
+      if not self._partial(step):
         self._intent(step).unlink(missing_ok=True)
         break
-      time.sleep(0.05)  # a thread below orbax still writes into it
+
+  def _partial(self, step: int) -> list[Path]:
+    return [path for path in (self.directory / str(step), *self.directory.glob(f'{step}.orbax-checkpoint-tmp*')) if path.exists()]
 
   @contextlib.contextmanager
   def _undone_on_failure(self, step: int) -> Iterator[None]:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import optax
 
 from entropy_jax import catalog, compose
+from entropy_jax.catalog import samplers
 from entropy_jax.data import examples, rewards
 from entropy_jax.data.hub_tokenizer import HubTokenizer
-from entropy_jax.methods import samplers
 from entropy_jax.methods.samplers import Sampler
 from entropy_jax.models import hub
 from entropy_jax.models.lora import LoraConfig
@@ -131,7 +131,7 @@ def _sampler(config: Config) -> Sampler | None:
   """What cuts the distribution before a token is drawn."""
   spec = {name: {key: config['sampling'][name]} for name, key in CUTS.items() if config['sampling'][name] is not None}
   with ranges.naming('sampling'):
-    return samplers.from_config(spec) if spec else None
+    return samplers.build(spec) if spec else None
 
 
 def read(config: Config, workdir: Path) -> Material:

@@ -238,15 +238,25 @@ class TestStorage:
     def late(path, **how):
       if path.name.startswith('2'):  # a folder that is not empty yet when it should go
         calls.append(path)
-      if len(calls) != 1:
+      if len(calls) > 2:  # the sweep before a save is the first
         shutil.rmtree(path, **how)
 
     monkeypatch.setattr(checkpoints_module, 'shutil', types.SimpleNamespace(rmtree=late))
     (tmp_path / '2.orbax-checkpoint-tmp-7').mkdir()
     with full_disk(100_000), pytest.raises(StorageError):
       saver.save(2, self.big, {})
-    assert len(calls) > 1 and tree(tmp_path) == before and sorted(p.name for p in tmp_path.iterdir()) == ['1']
+    assert len(calls) > 2 and tree(tmp_path) == before and sorted(p.name for p in tmp_path.iterdir()) == ['1']
     saver.close()
+
+  def test_what_is_made_after_it_was_cleared_goes_at_the_next_save_or_at_the_end(self, tmp_path):
+    saver, _ = opened(tmp_path)
+    for step in (1, 2):
+      (tmp_path / f'{step}.orbax-checkpoint-tmp' / 'state').mkdir(parents=True)
+      if step == 1:
+        saver.save(1, state_of(1), {})
+        assert sorted(p.name for p in tmp_path.iterdir()) == ['1']
+    saver.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['1']
 
   @pytest.mark.parametrize('asynchronous', [False, True])
   def test_a_full_disk_is_one_sentence_and_leaves_nothing(self, tmp_path, asynchronous, capfd):

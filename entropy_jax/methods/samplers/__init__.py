@@ -4,8 +4,7 @@
 of both: of what came in, and as `drawn_*` of what the token was drawn from.
 """
 
-from entropy_jax.methods.samplers.compose import SAMPLERS, chain_samplers, from_config
-from entropy_jax.methods.samplers.sampler import Sampler, stateless
+from entropy_jax.methods.samplers.sampler import Sampler, chain_samplers, stateless
 from entropy_jax.methods.samplers.temperature import (
   adaptive_temperature,
   dual_temperature,
@@ -31,7 +30,6 @@ from entropy_jax.methods.samplers.truncation import (
 )
 
 __all__ = [
-  'SAMPLERS',
   'Sampler',
   'adaptive_temperature',
   'chain_samplers',
@@ -42,7 +40,6 @@ __all__ = [
   'epsilon_logits',
   'eta',
   'eta_logits',
-  'from_config',
   'min_p',
   'min_p_logits',
   'stateless',

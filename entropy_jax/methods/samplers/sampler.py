@@ -45,3 +45,26 @@ def stateless(adjust: Callable[[jax.Array], jax.Array]) -> Sampler:
   [[2.0, 2.0]]
   """
   return Sampler(dict, lambda logits_BxV, state: adjust(logits_BxV), lambda state, entropy_BxT, mask_BxT: state)
+
+
+def chain_samplers(*samplers: Sampler) -> Sampler:
+  """The samplers one after another, each on what the one before it left; without any, nothing is done.
+
+  >>> import jax.numpy as jnp
+  >>> both = chain_samplers(stateless(lambda z: z + 1), stateless(lambda z: 10 * z))
+  >>> both.bind(both.init())(jnp.array([[2., 1.]])).tolist()
+  [[30.0, 20.0]]
+  """
+
+  def init() -> tuple[PyTree, ...]:
+    return tuple(sampler.init() for sampler in samplers)
+
+  def adjust(logits_BxV: jax.Array, state: tuple[PyTree, ...]) -> jax.Array:
+    for sampler, own in zip(samplers, state, strict=True):
+      logits_BxV = sampler.adjust(logits_BxV, own)
+    return logits_BxV
+
+  def remember(state: tuple[PyTree, ...], entropy_BxT: jax.Array, mask_BxT: jax.Array) -> tuple[PyTree, ...]:
+    return tuple(sampler.remember(own, entropy_BxT, mask_BxT) for sampler, own in zip(samplers, state, strict=True))
+
+  return Sampler(init, adjust, remember)

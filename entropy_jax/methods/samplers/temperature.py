@@ -9,6 +9,11 @@ from entropy_jax import transform
 from entropy_jax.methods.samplers.sampler import Sampler, stateless
 from entropy_jax.ops import categorical, entropy_scale
 
+RANGES = {
+  'dual_temperature': {'level': '[0, inf)', 'high': '(0, inf)', 'low': '(0, inf)'},
+  'adaptive_temperature': {'tau': '[0, 1)', 'quantile': '[0, 1]', 'form': entropy_scale.FORMS},
+}
+
 
 def dual_temperature_logits(
   logits_BxV: jax.Array, *, level: float = 0.672, high: float = 1.0, low: float = 1.0
@@ -40,9 +45,10 @@ def dual_temperature_logits(
 
 def dual_temperature(*, level: float = 0.672, high: float = 1.0, low: float = 1.0) -> Sampler:
   """`dual_temperature_logits` as a sampler; it remembers nothing."""
-  for key, value, allowed in (('level', level, '[0, inf)'), ('high', high, '(0, inf)'), ('low', low, '(0, inf)')):
-    transform.check_range('dual_temperature', key, value, allowed)
-  return stateless(functools.partial(dual_temperature_logits, level=level, high=high, low=low))
+  given = {'level': level, 'high': high, 'low': low}
+  for key, allowed in RANGES['dual_temperature'].items():
+    transform.check_range('dual_temperature', key, given[key], allowed)
+  return stateless(functools.partial(dual_temperature_logits, **given))
 
 
 def entropy_scaled_logits(
@@ -81,9 +87,9 @@ def adaptive_temperature(*, tau: float = 0.05, quantile: float = 0.8, form: str 
 
   Limits: `remember` must see the entropies of the whole batch, of all devices.
   """
-  transform.check_range('adaptive_temperature', 'tau', tau, '[0, 1)')
-  transform.check_range('adaptive_temperature', 'quantile', quantile, '[0, 1]')
-  transform.check_range('adaptive_temperature', 'form', form, entropy_scale.FORMS)
+  given = {'tau': tau, 'quantile': quantile, 'form': form}
+  for key, allowed in RANGES['adaptive_temperature'].items():
+    transform.check_range('adaptive_temperature', key, given[key], allowed)
 
   def init() -> dict[str, jax.Array]:
     # With extremes of 0 every entropy reads as h = 0.

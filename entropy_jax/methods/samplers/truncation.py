@@ -18,7 +18,15 @@ from entropy_jax.ops import categorical, masked, thresholds
 from entropy_jax.types import UserError
 
 TOLERANCE = 1e-6
-TOP_H_MODES = 'renorm | partial'
+RANGES = {
+  'top_h': {'alpha': '(0, 1]', 'mode': 'renorm | partial'},
+  'top_k': {'k': '[1, inf]'},
+  'top_p': {'p': '(0, 1]'},
+  'min_p': {'m': '(0, 1]'},
+  'typical': {'mass': '(0, 1]'},
+  'epsilon': {'epsilon': '(0, 1)'},
+  'eta': {'epsilon': '(0, 1)'},
+}
 
 
 def _fixed(logits_xV: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -251,9 +259,9 @@ def truncation_divergence(mass_x: jax.Array) -> jax.Array:
   return 0.5 * (log_ratio + (1 - G) * jnp.log(2.0) + jnp.log(2 / (1 + G)))
 
 
-def _sampler(name: str, function: Callable[..., jax.Array], given: dict[str, Any], **allowed: str) -> Sampler:
-  for key, interval in allowed.items():
-    transform.check_range(name, key, given[key], interval)
+def _sampler(name: str, function: Callable[..., jax.Array], **given: Any) -> Sampler:
+  for key, allowed in RANGES[name].items():
+    transform.check_range(name, key, given[key], allowed)
   return stateless(functools.partial(function, **given))
 
 
@@ -261,34 +269,34 @@ def top_k(*, k: int = 50) -> Sampler:
   """`top_k_logits` as a sampler."""
   if not isinstance(k, int):
     raise UserError(f'top_k: k={k!r} is not a whole number; give how many tokens are kept, at least 1.')
-  return _sampler('top_k', top_k_logits, {'k': k}, k='[1, inf]')
+  return _sampler('top_k', top_k_logits, k=k)
 
 
 def top_p(*, p: float = 0.9) -> Sampler:
   """`top_p_logits` as a sampler."""
-  return _sampler('top_p', top_p_logits, {'p': p}, p='(0, 1]')
+  return _sampler('top_p', top_p_logits, p=p)
 
 
 def min_p(*, m: float = 0.1) -> Sampler:
   """`min_p_logits` as a sampler."""
-  return _sampler('min_p', min_p_logits, {'m': m}, m='(0, 1]')
+  return _sampler('min_p', min_p_logits, m=m)
 
 
 def typical(*, mass: float = 0.9) -> Sampler:
   """`typical_logits` as a sampler."""
-  return _sampler('typical', typical_logits, {'mass': mass}, mass='(0, 1]')
+  return _sampler('typical', typical_logits, mass=mass)
 
 
 def top_h(*, alpha: float = 0.4, mode: str = 'renorm') -> Sampler:
   """`top_h_logits` as a sampler."""
-  return _sampler('top_h', top_h_logits, {'alpha': alpha, 'mode': mode}, alpha='(0, 1]', mode=TOP_H_MODES)
+  return _sampler('top_h', top_h_logits, alpha=alpha, mode=mode)
 
 
 def epsilon(*, epsilon: float = 3e-4) -> Sampler:
   """`epsilon_logits` as a sampler."""
-  return _sampler('epsilon', epsilon_logits, {'epsilon': epsilon}, epsilon='(0, 1)')
+  return _sampler('epsilon', epsilon_logits, epsilon=epsilon)
 
 
 def eta(*, epsilon: float = 3e-4) -> Sampler:
   """`eta_logits` as a sampler."""
-  return _sampler('eta', eta_logits, {'epsilon': epsilon}, epsilon='(0, 1)')
+  return _sampler('eta', eta_logits, epsilon=epsilon)
