@@ -21,13 +21,13 @@ $(VENV)/.test: $(VENV)/.core
 
 venv: $(VENV)/.core  ## install what the experiments need into .venv
 
-reproduce: venv study-entropy_mechanism study-attention_bound  ## the core studies, with their reports
+reproduce: venv study-entropy_mechanism study-attention_bound study-attention_entropy.essential  ## the core studies, with their reports
 
 reproduce-all: reproduce $(addprefix study-,interventions entropy_control $(ATTENTION))  ## every default study
 
-# `make study-NAME` runs configs/NAME.py in its default variant.
+# `make study-NAME` runs configs/NAME.py in its default variant, `make study-NAME.VARIANT` in another.
 study-%: venv
-	$(RUN) experiments.$* --config=configs/$*.py --workdir=$(OUT)/$*
+	$(RUN) experiments.$(basename $*) --config=configs/$(basename $*).py$(subst .,:,$(suffix $*)) --workdir=$(OUT)/$*
 	@echo "Open $(OUT)/$*/report.html"
 
 # Several processes at a time: on processors, and with flags that compile faster.

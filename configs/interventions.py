@@ -6,7 +6,7 @@ Command:  python -m experiments.interventions --config=configs/interventions.py 
 Expected: the ranked tables of DIR/report.html; METHODS.md has them method by method. Of 64 claims 41 reproduced, 2 did not, 21 are
           inconclusive. At success 0.7 on fork_tokens with 4 updates a rollout, over GRPO: AEnt +0.24 nats a token [0.22, 0.26], Clip_B
           +0.21 [0.17, 0.24], Clip-Cov +0.17 [0.10, 0.20], KL-Cov (5) +0.13 [0.12, 0.15].
-Time:     30 min on 2 CPU cores with other work beside it; `:tiny`, a look at two methods, about a minute (its verdicts are inconclusive
+Time:     24 min on 2 CPU cores; `:tiny`, a look at two methods, about a minute (its verdicts are inconclusive
           by construction). `:countdown` trains the transformer alone, as long as the core study does, 5 seeds of 11 methods: an
           estimated two hours on 2 CPU cores.
 Claims:   entropy_jax/analysis/predictions.py, one or more for each method with an entropy claim of its own.

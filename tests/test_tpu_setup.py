@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import importlib.util
 import inspect
 import os
@@ -19,7 +20,7 @@ import optax
 import pytest
 from jax._src import xla_bridge
 
-from configs import entropy_mechanism
+from configs import entropy_mechanism, rlvr_gsm8k
 from entropy_jax.models import presets
 from entropy_jax.parallel import pmapped, processes
 from entropy_jax.training import app, loop, ranges, signals, workdir, writers
@@ -80,7 +81,8 @@ class TestBlocks:
 
   def test_what_the_substitutions_replace_is_there(self):
     rehearsed = ''.join(block.code for block in BLOCKS if block.name)
-    for text in (script.CONFIG, '/mnt/runs', '10.0.0.2:1234', 'JAX_PROCESS_ID=0', '\nINDEX=0', 'sleep 60', 'distributed=auto'):
+    places = ('/mnt/runs', '10.0.0.2:1234', 'JAX_PROCESS_ID=0', '\nINDEX=0', 'sleep 60', 'distributed=auto')
+    for text in (script.CONFIG, *script.RLVR, *places):
       assert text in f'\n{rehearsed}', text
 
   def test_a_block_that_fails_is_seen(self, tmp_path):
@@ -142,14 +144,13 @@ class TestClaims:
     assert codes[4][0] == f'{signals.exit_code(signal.SIGTERM)}, {signals.exit_code(signal.SIGINT)}'
 
   def test_config_keys_exist(self):
-    config = entropy_mechanism.get_config()
+    configs = entropy_mechanism.get_config(), rlvr_gsm8k.get_config()
     keys = set(re.findall(r'config\.([a-z_]+(?:\.[a-z_]+)*)(?=[=`])', TEXT)) - {'json'}
-    assert {'distributed', 'parallel', 'num_devices', 'profile_steps', 'countdown.num_slices', 'countdown.model.remat'} <= keys
+    assert {'distributed', 'parallel', 'num_devices', 'countdown.num_slices', 'countdown.model.remat', 'model.folder', 'lora.rank'} <= keys
     for key in keys:
-      value = config
-      for part in key.split('.'):
-        assert part in value, key
-        value = value[part]
+      *groups, last = key.split('.')
+      found = [functools.reduce(lambda group, part: group.get(part, {}), groups, config) for config in configs]
+      assert any(last in group for group in found), key
     assert ranges.LAUNCH.keys() >= {'parallel', 'num_devices', 'distributed', 'profile_steps'}
 
   def test_the_values_of_the_distributed_table(self):

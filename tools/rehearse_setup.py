@@ -8,6 +8,7 @@ but for what a machine without chips, hosts, cluster and cloud cannot have:
     chips                                     4 host devices of the CPU in each process, 8 where a block is for one host
     several hosts                             one folder and one process each, on the loopback address, at the same time
     --config=configs/entropy_mechanism.py     the `:tiny` variant, without tables, with one seed of few steps (TINY, below)
+    --config=configs/rlvr_gsm8k.py:7b         the `:tiny` variant in fsdp, of few steps, which makes its own model and data (RLVR, below)
     /mnt/runs                                 a folder that the hosts share
     10.0.0.2:1234, distributed=auto           the loopback address with a free port; for `slurm`, auto stays auto
     JAX_PROCESS_ID=0, INDEX=0                 the index of the host, as the block's comment says
@@ -39,6 +40,11 @@ CONFIG = '--config=configs/entropy_mechanism.py'
 TINY = (
   f'{CONFIG}:tiny --config.tabular.num_seeds=0 --config.countdown.num_seeds=1 --config.countdown.warm_start.num_steps=6'
   ' --config.countdown.num_steps={steps} --config.countdown.evaluate_every=0 --config.countdown.checkpoint_every=10'
+)
+RLVR = ('--config=configs/rlvr_gsm8k.py:7b', ' --config.model.folder=/mnt/models/Qwen2.5-7B-Instruct --config.data.data_dir=/mnt/data')
+RLVR_TINY = (
+  '--config=configs/rlvr_gsm8k.py:tiny --config.parallel=fsdp --config.warm_start.num_steps=11 --config.num_steps={steps}'
+  ' --config.checkpoint_every=2 --config.evaluation.every=6 --config.num_prompts=8 --config.group_size=8'
 )
 STEPS, LONG = 6, 100  # of a run; of one that is interrupted, or compared with such
 FENCE = '```'
@@ -138,6 +144,8 @@ class Site:
     for old, new in {
       'distributed=auto': 'distributed=auto' if how.auto else f'distributed=127.0.0.1:{how.port},2,{index}',
       CONFIG: TINY.format(steps=how.steps),
+      RLVR[0]: RLVR_TINY.format(steps=how.steps),
+      RLVR[1]: '',
       '/mnt/runs': str(self.mnt),
       '10.0.0.2:1234': f'127.0.0.1:{how.port}',
       'JAX_PROCESS_ID=0': f'JAX_PROCESS_ID={index}',
@@ -270,6 +278,16 @@ def fsdp(site: Site) -> str:
   return whole(site.host(0) / 'runs' / 'fsdp', STEPS)
 
 
+def rlvr(site: Site) -> str:
+  site.run('rlvr', How(free_port()), 2)
+  run = site.mnt / 'rlvr'
+  check((run / 'report.html').exists(), f'there is no {run / "report.html"}')
+  steps = [json.loads(line)['step'] for line in (run / 'seed_0' / 'metrics.jsonl').read_text().splitlines()]
+  check(steps == list(range(STEPS + 1)), f'the rows are {steps}')
+  check((run / 'seed_0' / 'export' / 'model.safetensors').exists(), 'there is no export')
+  return f'2 processes of 4 devices each, fsdp: {STEPS} rollouts, report and export'
+
+
 def _background(site: Site) -> list[subprocess.Popen[str]]:
   how = How(free_port(), LONG, after='code=0; wait $! || code=$?; exit $code\n')
   return [site.start('background', k, how) for k in (0, 1)]
@@ -343,7 +361,7 @@ def timings(site: Site) -> str:
   return f'{len(said.splitlines())} lines'
 
 
-IN_ORDER = (one_host, several_hosts, several_hosts_flag, slurm, fsdp, background, stop, watch, compare, profile, timings)
+IN_ORDER = (one_host, several_hosts, several_hosts_flag, slurm, fsdp, rlvr, background, stop, watch, compare, profile, timings)
 REHEARSALS: dict[str, Callable[[Site], str]] = {'install': install, 'check': check_block, **{run.__name__: run for run in IN_ORDER}}
 # What a rehearsal finds left behind by those before it.
 NEEDS = {'several_hosts_flag': {'several_hosts'}, 'stop': {'background'}, 'timings': {'profile'}}

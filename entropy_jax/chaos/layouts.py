@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -249,8 +249,15 @@ def difference(one: Path, other: Path) -> Difference:
   return Difference(largest, differing, len(keys) * len(losses), order[0] == order[1], len(losses))
 
 
+Start = Callable[[Path, Layout, Sequence[str], int], None]
+
+
 def equality(
-  folder: Path, methods: Sequence[str] = tuple(METHODS), layouts: Sequence[Layout] = LAYOUTS, num_steps: int = 20
+  folder: Path,
+  methods: Sequence[str] = tuple(METHODS),
+  layouts: Sequence[Layout] = LAYOUTS,
+  num_steps: int = 20,
+  start: Start = start,
 ) -> dict[tuple[str, str], Difference]:
   """(layout, method) -> how far that run is from the run on one device."""
   for layout in (ONE_DEVICE, *layouts):
@@ -259,7 +266,9 @@ def equality(
   return {(layout.name, method): difference(one / method, folder / layout.name / method) for layout in layouts for method in methods}
 
 
-def elastic(folder: Path, method: str = 'composed', num_devices: Sequence[int] = (1, 8, 2), steps_each: int = 6) -> Difference:
+def elastic(
+  folder: Path, method: str = 'composed', num_devices: Sequence[int] = (1, 8, 2), steps_each: int = 6, start: Start = start
+) -> Difference:
   """A run that is stopped twice and resumed on another number of devices, against the run that stays on one."""
   last = steps_each * len(num_devices)
   start(folder / 'whole', Layout('one device', 'pmap', 1), [method], last)

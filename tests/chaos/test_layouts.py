@@ -1,4 +1,4 @@
-"""Runs on other devices, in processes of their own: two hosts on the loopback address, and a run that moves between device counts."""
+"""Runs on other devices: two hosts on the loopback address as processes of their own, and a run that moves between device counts."""
 
 import json
 
@@ -22,12 +22,21 @@ def cache():
     yield
 
 
+def start(workdir, layout, methods, num_steps):
+  """A layout of one process runs in this one, which has eight devices: it starts at once, and shares the suite's compiled programs."""
+  if layout.num_processes > 1:
+    layouts.start(workdir, layout, methods, num_steps)
+    return
+  for method in methods:
+    layouts.train(workdir / method, method, mode=layout.parallel, num_devices=layout.num_devices, num_steps=num_steps)
+
+
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
   """The composed objective on one device and on every layout that a new user would try first."""
   folder = tmp_path_factory.mktemp('layouts')
   chosen = [layout for layout in layouts.LAYOUTS if layout.num_processes == 1] + [TWO_HOSTS]
-  return folder, layouts.equality(folder, ['composed'], chosen, num_steps=4)
+  return folder, layouts.equality(folder, ['composed'], chosen, num_steps=4, start=start)
 
 
 class TestEquality:
@@ -49,7 +58,7 @@ class TestEquality:
 
 class TestElastic:
   def test_resumes_on_another_number_of_devices(self, tmp_path):
-    found = layouts.elastic(tmp_path, num_devices=(1, 8, 2), steps_each=2)
+    found = layouts.elastic(tmp_path, num_devices=(1, 8, 2), steps_each=2, start=start)
     assert found.num_steps == 6 and found.loss <= 1e-6 and found.selections == 0 and found.same_order, found
 
 

@@ -25,11 +25,17 @@ def run(workdir, *overrides):
   return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=900, check=False)
 
 
+# The victim of :tiny, with fewer steps between the moments at which it is harmed.
+VICTIM = (
+  'tabular.num_seeds=0 countdown.num_seeds=1 countdown.dataset=countdown/three countdown.warm_start.num_steps=6 countdown.num_steps=12 '
+  'countdown.num_prompts=16 countdown.group_size=16 countdown.num_eval_samples=4 countdown.checkpoint_every=2 countdown.evaluate_every=3'
+)
 SMALL = (
   '--config.trials=R1,R2,R4,R5',
   '--config.kills.number=4',
   '--config.signals.number=2',
   '--config.damage.flips=9',
+  f'--config.victim.overrides={VICTIM}',
   f'--config.victim.cache_dir={ROOT / ".cache" / "jax-studies"}',
 )
 
