@@ -21,7 +21,7 @@ $(VENV)/.test: $(VENV)/.core
 
 venv: $(VENV)/.core  ## install what the experiments need into .venv
 
-reproduce: venv study-entropy_mechanism study-attention_bound study-attention_entropy.essential  ## the core studies, with their reports
+reproduce: venv study-entropy_mechanism study-attention_bound  ## the core studies, with their reports
 
 reproduce-all: reproduce $(addprefix study-,interventions entropy_control $(ATTENTION))  ## every default study
 

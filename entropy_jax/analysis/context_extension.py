@@ -143,14 +143,19 @@ def _lengths(axes: Axes, task: Task) -> None:
   axes.set_xticks(ticks, [str(x) for x in ticks])
 
 
+def _styles(task: Task) -> dict[str, figures.Style]:
+  """Scaled and unscaled lines often coincide: every other one is dashed, and lies on the one after it."""
+  styles = figures.styles_for(list(task.extensions))
+  return {name: {**style, 'linestyle': '-' if rank % 2 else _DASHED} for rank, (name, style) in enumerate(styles.items())}
+
+
 def _draw(axes: Axes, task: Task, values: Mapping[str, np.ndarray], *, labelled: bool) -> None:
   """One line with its band an extension, value_RxJ against the last position of every bin."""
-  styles = figures.styles_for(list(task.extensions))
+  styles = _styles(task)
   for rank, (name, value_RxJ) in enumerate(values.items()):
     mean_J, low_J, high_J = figures.mean_and_band(value_RxJ)
-    # Scaled and unscaled lines often coincide: every other one is dashed, and lies on the one before.
-    look = {'color': styles[name]['color'], 'linestyle': _DASHED if rank % 2 else '-'}
-    axes.plot(task.positions, mean_J, label=name if labelled else None, zorder=5 + 0.1 * rank, **look)
+    look = {key: styles[name][key] for key in ('color', 'linestyle')}
+    axes.plot(task.positions, mean_J, label=name if labelled else None, zorder=5 - 0.1 * rank, **look)
     axes.fill_between(task.positions, np.maximum(low_J, 0.0), high_J, color=look['color'], alpha=0.12, linewidth=0, zorder=2)
   _lengths(axes, task)
 
@@ -226,7 +231,7 @@ def _section(task: Task, folder: pathlib.Path) -> Section:
     ),
     FigureRef(
       figures.save(
-        figures.curves_with_bands(beyond, label, xlabel='update at the tuned length', bounds=(0.0, np.inf)),
+        figures.curves_with_bands(beyond, label, xlabel='update at the tuned length', bounds=(0.0, np.inf), styles=_styles(task)),
         folder / f'{task.name}_tuning.png',
       ),
       'Loss beyond the length trained on, over the updates of the tuning.',
