@@ -48,7 +48,7 @@ def dual_temperature(*, level: float = 0.672, high: float = 1.0, low: float = 1.
   given = {'level': level, 'high': high, 'low': low}
   for key, allowed in RANGES['dual_temperature'].items():
     transform.check_range('dual_temperature', key, given[key], allowed)
-  return stateless(functools.partial(dual_temperature_logits, **given))
+  return stateless(functools.partial(dual_temperature_logits, level=level, high=high, low=low))
 
 
 def entropy_scaled_logits(
