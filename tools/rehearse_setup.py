@@ -51,27 +51,7 @@ FENCE = '```'
 BLOCK = re.compile(rf'^{FENCE}\n(?P<code>.*?)^{FENCE}$', re.MULTILINE | re.DOTALL)
 MARK = re.compile(r'<!-- (rehearsed: (?P<name>\w+)|not rehearsed: needs (?P<needs>.+)) -->\n$')
 
-SRUN = """#!/bin/bash
-for task in 0 1; do
-  SLURM_JOB_ID={job} SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_PROCID=$task SLURM_LOCALID=0 "$@" &
-  tasks+=($!)
-done
-code=0
-for task in "${{tasks[@]}}"; do wait $task || code=$?; done
-exit $code
-"""
-
-# One VM that is preempted, then one that lives until the run is done. Calls go to a file.
-GCLOUD = """#!/bin/bash
-cd {folder}
-case "$*" in
-  *"queued-resources create"*) echo create >> calls; [[ "$*" == *--spot* && "$*" == *startup-script=startup.sh* ]] ;;
-  *"queued-resources delete"*) echo delete >> calls; [[ "$*" == *--force* ]] ;;
-  *"queued-resources describe"*) head -n 1 states; sed -i 1d states ;;
-  *"storage ls"*) test ! -s states ;;
-  *) exit 2 ;;
-esac
-"""
+STAND_INS = ROOT / 'tools' / 'stand_ins'
 STATES = ('WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE', 'SUSPENDED', 'WAITING_FOR_RESOURCES', 'ACTIVE', 'ACTIVE')
 
 
@@ -133,9 +113,9 @@ class Site:
   def host(self, index: int) -> pathlib.Path:
     return self.folder / f'host_{index}'
 
-  def stand_in(self, name: str, text: str) -> None:
+  def stand_in(self, name: str, mark: str, value: object) -> None:
     path = self.folder / 'bin' / name
-    path.write_text(text)
+    path.write_text((STAND_INS / f'{name}.sh').read_text().replace(mark, str(value)))
     path.chmod(0o755)
 
   def start(self, name: str, index: int, how: How, folder: pathlib.Path | None = None) -> subprocess.Popen[str]:
@@ -262,7 +242,7 @@ def several_hosts_flag(site: Site) -> str:
 
 
 def slurm(site: Site) -> str:
-  site.stand_in('srun', SRUN.format(job=free_port()))
+  site.stand_in('srun', '@JOB@', free_port())
   site.run('slurm', How(auto=True))
   facts = json.loads((site.mnt / 'slurm' / 'environment.json').read_text())
   check(facts['processes'] == 2 and facts['devices']['count'] == 8, str(facts))
@@ -334,7 +314,7 @@ def stop(site: Site) -> str:
 
 
 def watch(site: Site) -> str:
-  site.stand_in('gcloud', GCLOUD.format(folder=site.folder))
+  site.stand_in('gcloud', '@FOLDER@', site.folder)
   (site.folder / 'states').write_text('\n'.join(STATES) + '\n')
   site.run('watch', How(variables={'NAME': 'study', 'ZONE': 'zone', 'TYPE': 'v5litepod-16', 'VERSION': 'version'}))
   calls = (site.folder / 'calls').read_text().split()

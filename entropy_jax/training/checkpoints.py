@@ -18,7 +18,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
 import time
@@ -44,17 +43,6 @@ DAMAGED = 'damaged'
 
 class DamagedError(Exception):
   """A checkpoint whose bytes are not those that were saved."""
-
-
-_RAISED_TOO = ('_SignalingThread.run() raised', 'Save Finalize thread', 'Handler Commit operations')
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-  """False for the tracebacks that orbax prints in its threads before it raises the same error, which is told in one sentence."""
-  return not any(text in record.getMessage() for text in _RAISED_TOO)
-
-
-logging.getLogger('absl').addFilter(_is_news)
 
 
 def _canonical(value: Any) -> str:

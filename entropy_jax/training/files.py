@@ -21,6 +21,8 @@ from entropy_jax.types import UserError
 
 MEND = 'make room, or give a --workdir that can be written; the same command goes on from the newest checkpoint'
 _OS_CODE = re.compile(r"os_error_code='(\d+)'")  # how tensorstore, below orbax, tells the errno
+# How orbax's threads begin to print the error that it raises a moment later.
+_RAISED_TOO = ('_SignalingThread.run() raised', 'Save Finalize thread', 'Handler Commit operations')
 _held: set[Path] = set()  # workdirs in which this process trains
 
 
@@ -63,10 +65,12 @@ def _is_late(error: BaseException | None) -> bool:
 
 @functools.cache
 def hush_late_reports() -> None:
-  """Of a save that fails for the disk, tensorstore's many writes end in their own time and would print a traceback each.
+  """Of a save that fails for the disk, tensorstore's many writes end in their own time and would print a traceback each, and orbax's
+  threads one more before it raises the same error, which is told in one sentence.
 
   What is dropped is those reports alone: what the save raises, and any other error that nobody catches, is shown as ever.
   """
+  logging.getLogger('absl').addFilter(lambda record: not any(text in record.getMessage() for text in _RAISED_TOO))
   logging.getLogger('asyncio').addFilter(lambda record: not (record.exc_info and _is_late(record.exc_info[1])))
   uncaught, unraisable, threaded = sys.excepthook, sys.unraisablehook, threading.excepthook
   sys.excepthook = lambda kind, error, trace: None if _is_late(error) else uncaught(kind, error, trace)
