@@ -149,7 +149,6 @@ class Checkpoints:
       StorageError: this save failed, or an asynchronous one before it.
     """
     self.wait()
-    self._sweep()
     text = _canonical(dict(host))  # first, so that what JSON cannot hold costs nothing
     if step in self.steps():
       raise ValueError(f'step {step} is already saved in {self.directory}')
@@ -213,7 +212,7 @@ class Checkpoints:
       self._sweep()
 
   def _sweep(self) -> None:
-    """Removes what a thread below orbax wrote after its failed save was cleared; no save may be under way."""
+    """Removes what a thread below orbax wrote after its failed save was cleared; a manager that is open may be looking at it."""
     if jax.process_index() == 0:
       for path in self.directory.glob('*.orbax-checkpoint-tmp*'):
         shutil.rmtree(path, ignore_errors=True)
