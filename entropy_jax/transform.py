@@ -62,6 +62,12 @@ def check_range(owner: str, key: str, value: Any, allowed: str) -> None:
     raise UserError(f'{owner}: {key}={value!r} is outside {allowed}; give a value in that interval.')
 
 
+def check_ranges(owner: str, ranges: Mapping[str, str], **given: Any) -> None:
+  """`check_range` of every key of `ranges`."""
+  for key, allowed in ranges.items():
+    check_range(owner, key, given[key], allowed)
+
+
 def _check_hyper(owner: str, key: str, value: Any, default: Any, allowed: str | None) -> None:
   """Refuses a hyper-parameter of the wrong kind or out of range; one without a declared range is of the kind of its default."""
   if value is None and default is None:

@@ -1,6 +1,7 @@
 """Run folders as arrays: metrics.jsonl, config.json, environment.json, and all runs of a study."""
 
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -102,7 +103,7 @@ def find_runs(root: Path) -> list[pathlib.Path]:
   root = pathlib.Path(root)
   if not root.is_dir():
     raise UserError(f'{root} is no folder: give the workdir of a run or a folder of runs.')
-  found = sorted(path.parent for path in root.rglob(METRICS) if path.is_file())
+  found = sorted(pathlib.Path(place) for place, _, names in os.walk(root) if METRICS in names)  # a folder may go while a run goes on
   if not found:
     raise UserError(f'{root} holds no run, no {METRICS} at or below it: give the workdir of a run or a folder of runs.')
   return found

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from entropy_jax.chaos import compare
 from entropy_jax.chaos.table import Row
-from entropy_jax.chaos.victims import Victim
+from entropy_jax.chaos.victims import Victim, complete_checkpoints
 from entropy_jax.training.checkpoints import MANIFEST
 
 SIZE = 64 << 20  # of the disk
@@ -96,15 +96,15 @@ def _limited_command(victim: Victim, size: int, workdir: Path) -> list[str]:
 def checkpoint_files(workdir: Path) -> dict[str, str]:
   """Digests of all files of all complete checkpoints."""
   found = dict[str, str]()
-  for manifest in workdir.rglob(f'checkpoints/*/{MANIFEST}'):
-    place = manifest.parent.relative_to(workdir)
-    found |= {f'{place}/{name}': digest for name, digest in compare.file_digests(manifest.parent).items()}
+  for folder in complete_checkpoints(workdir):
+    place = folder.relative_to(workdir)
+    found |= {f'{place}/{name}': digest for name, digest in compare.file_digests(folder).items()}
   return found
 
 
 def size_of_checkpoint(workdir: Path) -> int:
   """Bytes of the newest complete checkpoint, as a disk counts them."""
-  newest = max(workdir.rglob(f'checkpoints/*/{MANIFEST}'), key=lambda path: path.stat().st_mtime).parent
+  newest = max(complete_checkpoints(workdir), key=lambda folder: (folder / MANIFEST).stat().st_mtime)
   return sum(path.stat().st_blocks * 512 for path in newest.rglob('*'))
 
 
@@ -112,7 +112,7 @@ def start_and_kill(victim: Victim, workdir: Path, notes: Path, seconds: float) -
   """Trains so long after the first checkpoint, and is killed."""
   with victim.started(workdir, notes) as running:
     deadline = time.monotonic() + 300.0
-    while not checkpoint_files(workdir) and running.ended() is None and time.monotonic() < deadline:
+    while not complete_checkpoints(workdir) and running.ended() is None and time.monotonic() < deadline:
       time.sleep(0.02)
     running.until_training(60.0)
     time.sleep(seconds)

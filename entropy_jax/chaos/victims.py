@@ -141,10 +141,23 @@ def is_first_save(workdir: Path) -> bool:
   return False
 
 
+def complete_checkpoints(workdir: Path) -> list[Path]:
+  """Folders of all complete checkpoints under the workdir.
+
+  The process may be running: what is in a step's folder is not walked through, and a folder that goes meanwhile is passed over.
+  """
+  found = list[Path]()
+  for place, names, _ in os.walk(workdir):
+    if Path(place).name == 'checkpoints':
+      found += [Path(place, name) for name in sorted(names) if Path(place, name, MANIFEST).exists()]
+      names.clear()
+  return found
+
+
 def newest_save(workdir: Path) -> float | None:
   """When the newest complete checkpoint under the workdir was written, in seconds of the system's clock."""
   times = []
-  for path in workdir.rglob(f'checkpoints/*/{MANIFEST}'):
+  for folder in complete_checkpoints(workdir):
     with contextlib.suppress(FileNotFoundError):  # older steps are deleted meanwhile
-      times.append(path.stat().st_mtime)
+      times.append((folder / MANIFEST).stat().st_mtime)
   return max(times, default=None)

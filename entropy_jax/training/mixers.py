@@ -42,9 +42,8 @@ def arbitrary_entropy(
   Reference: see `methods.selection.arbitrary_entropy`.
   """
 
-  given = {'target': target, 'high': high, 'low': low, 'most': most, 'share': share}
-  for key, allowed in {'target': '[0, inf)', 'high': '[1, inf)', 'low': '(0, 1]', 'most': '[0, inf)', 'share': '(0, 1]'}.items():
-    transform.check_range('arbitrary_entropy', key, given[key], allowed)
+  allowed = {'target': '[0, inf)', 'high': '[1, inf)', 'low': '(0, 1]', 'most': '[0, inf)', 'share': '(0, 1]'}
+  transform.check_ranges('arbitrary_entropy', allowed, target=target, high=high, low=low, most=most, share=share)
 
   def mix(entropy: PyTree, batch: TokenBatch, sampler: Sampler) -> tuple[PyTree, TokenBatch, Metrics]:
     order_key, extra_key = jax.random.split(jax.random.fold_in(batch.key, 1))

@@ -92,6 +92,12 @@ class TestFindRunsAndLoadStudy:
     study = runs.load_study(str(tmp_path))
     assert {name: run['a/x'][0] for name, run in study.items()} == {'.': 3.0, 'grpo/seed_0': 2.0, 'kl_cov/seed_1': 1.0}
 
+  def test_of_a_study_that_goes_on(self, tmp_path, vanishes):
+    write(tmp_path / 'grpo', {'step': 0, 'a/x': 2.0})
+    (tmp_path / 'grpo' / 'checkpoints' / '3.orbax-checkpoint-tmp').mkdir(parents=True)
+    vanishes.add(str(tmp_path / 'grpo' / 'checkpoints' / '3.orbax-checkpoint-tmp'))
+    assert runs.find_runs(tmp_path) == [tmp_path / 'grpo']
+
   def test_no_run_is_an_error(self, tmp_path):
     with pytest.raises(UserError, match='holds no run'):
       runs.find_runs(tmp_path)

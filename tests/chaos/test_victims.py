@@ -71,3 +71,15 @@ def test_first_save_is_told_from_later_ones(tmp_path):
   (folder / '2').mkdir()
   (folder / '2' / MANIFEST).touch()
   assert not victims.is_first_save(tmp_path)
+
+
+def test_checkpoints_of_a_run_that_goes_on(tmp_path, vanishes):
+  folder = tmp_path / 'a' / 'checkpoints'
+  for step in ('4', '6', '8', '8.orbax-checkpoint-tmp'):
+    (folder / step / 'state').mkdir(parents=True)
+  for step in ('4', '6'):
+    (folder / step / MANIFEST).touch()
+    os.utime(folder / step / MANIFEST, (int(step), int(step)))
+  (tmp_path / 'b').mkdir()
+  vanishes.update(map(str, (tmp_path / 'b', folder / '8', folder / '8' / 'state', folder / '8.orbax-checkpoint-tmp')))
+  assert victims.complete_checkpoints(tmp_path) == [folder / '4', folder / '6'] and victims.newest_save(tmp_path) == 6.0

@@ -26,10 +26,8 @@ def run(workdir, *overrides):
 
 
 # The victim of :tiny, with fewer steps between the moments at which it is harmed.
-VICTIM = (
-  'tabular.num_seeds=0 countdown.num_seeds=1 countdown.dataset=countdown/three countdown.warm_start.num_steps=6 countdown.num_steps=12 '
-  'countdown.num_prompts=16 countdown.group_size=16 countdown.num_eval_samples=4 countdown.checkpoint_every=2 countdown.evaluate_every=3'
-)
+VICTIM = chaos_config.get_config('tiny').victim.overrides.replace('countdown.num_steps=40', 'countdown.num_steps=12')
+assert 'countdown.num_steps=12' in VICTIM
 SMALL = (
   '--config.trials=R1,R2,R4,R5',
   '--config.kills.number=4',

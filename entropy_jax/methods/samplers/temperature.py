@@ -45,9 +45,7 @@ def dual_temperature_logits(
 
 def dual_temperature(*, level: float = 0.672, high: float = 1.0, low: float = 1.0) -> Sampler:
   """`dual_temperature_logits` as a sampler; it remembers nothing."""
-  given = {'level': level, 'high': high, 'low': low}
-  for key, allowed in RANGES['dual_temperature'].items():
-    transform.check_range('dual_temperature', key, given[key], allowed)
+  transform.check_ranges('dual_temperature', RANGES['dual_temperature'], level=level, high=high, low=low)
   return stateless(functools.partial(dual_temperature_logits, level=level, high=high, low=low))
 
 
@@ -87,9 +85,7 @@ def adaptive_temperature(*, tau: float = 0.05, quantile: float = 0.8, form: str 
 
   Limits: `remember` must see the entropies of the whole batch, of all devices.
   """
-  given = {'tau': tau, 'quantile': quantile, 'form': form}
-  for key, allowed in RANGES['adaptive_temperature'].items():
-    transform.check_range('adaptive_temperature', key, given[key], allowed)
+  transform.check_ranges('adaptive_temperature', RANGES['adaptive_temperature'], tau=tau, quantile=quantile, form=form)
 
   def init() -> dict[str, jax.Array]:
     # With extremes of 0 every entropy reads as h = 0.

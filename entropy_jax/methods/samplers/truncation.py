@@ -260,8 +260,7 @@ def truncation_divergence(mass_x: jax.Array) -> jax.Array:
 
 
 def _sampler(name: str, function: Callable[..., jax.Array], **given: Any) -> Sampler:
-  for key, allowed in RANGES[name].items():
-    transform.check_range(name, key, given[key], allowed)
+  transform.check_ranges(name, RANGES[name], **given)
   return stateless(functools.partial(function, **given))
 
 
