@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs
 RUN := $(BIN)/python -m
-ATTENTION := attention_entropy sigma_reparam_recipes entropy_guided_lm mil_aem context_extension policy_attention
+CORE := entropy_mechanism attention_bound attention_entropy.essential
+REST := interventions entropy_control attention_entropy sigma_reparam_recipes entropy_guided_lm mil_aem context_extension policy_attention
 
 .NOTPARALLEL:  # a study takes every core
 .PHONY: venv reproduce reproduce-all chaos chaos-tiny rehearse test lint types docs check-docs clean
@@ -21,14 +22,15 @@ $(VENV)/.test: $(VENV)/.core
 
 venv: $(VENV)/.core  ## install what the experiments need into .venv
 
-reproduce: venv study-entropy_mechanism study-attention_bound  ## the core studies, with their reports
+reproduce: venv  ## the core studies, with their reports
+	$(RUN) experiments --out=$(OUT) $(CORE)
 
-reproduce-all: reproduce $(addprefix study-,interventions entropy_control $(ATTENTION))  ## every default study
+reproduce-all: venv  ## every default study
+	$(RUN) experiments --out=$(OUT) $(REST) $(filter-out $(REST),$(basename $(CORE)))
 
 # `make study-NAME` runs configs/NAME.py in its default variant, `make study-NAME.VARIANT` in another.
 study-%: venv
-	$(RUN) experiments.$(basename $*) --config=configs/$(basename $*).py$(subst .,:,$(suffix $*)) --workdir=$(OUT)/$*
-	@echo "Open $(OUT)/$*/report.html"
+	$(RUN) experiments --out=$(OUT) $*
 
 # Several processes at a time: on processors, and with flags that compile faster.
 CHAOS := JAX_PLATFORMS=cpu XLA_FLAGS="--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false" $(RUN) experiments.chaos

@@ -1,6 +1,7 @@
 """The entropy mechanism of reinforcement learning with verifiable rewards: collapse, its theorem, its law, and what holds it off.
 
-Command:  make reproduce        (or: python -m experiments.entropy_mechanism --config=configs/entropy_mechanism.py --workdir=DIR)
+Command:  make study-entropy_mechanism, part of make reproduce
+          (or: python -m experiments.entropy_mechanism --config=configs/entropy_mechanism.py --workdir=DIR)
 Expected: the table in README.md.
 Time:     11 min 14 s on 2 CPU cores, installation included.
           `:tiny` is the same study in about a minute, for a look and for tests; its verdicts are inconclusive by

@@ -51,7 +51,7 @@ def main(config: Any, workdir: pathlib.Path) -> None:
       study.save(workdir / place, measured, cells)
 
   if missing:
-    tables.two_at_a_time(run, list(missing), 'attention rows', unit='part')
+    tables.two_at_a_time(run, list(missing), 'attention rows, part')
   with processes.agreed():  # so that the others wait for the report
     if jax.process_index() == 0:
       claims = attention_bound_report.report(workdir, seconds=time.monotonic() - started)

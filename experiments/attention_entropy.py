@@ -198,7 +198,7 @@ def run_study(config: Any, models: Mapping[tuple[str, str], DecoderConfig | Visi
       curves, final = sweeps.of_seed(found, k)
       sweeps.write_seed(folder(task, name) / f'seed_{k}' / METRICS, curves, final, rates, log_every=plain[task]['log_every'])
 
-  tables.two_at_a_time(run, list(todo), f'{len(rates)} rates, {num_seeds} seeds', unit='sweep')
+  tables.two_at_a_time(run, list(todo), f'{len(rates)} rates, {num_seeds} seeds, sweep')
 
 
 if __name__ == '__main__':

@@ -206,13 +206,13 @@ def run_study(config: Any, models: Mapping[str, DecoderConfig], workdir: pathlib
     write(task, name, programs[name](trained[task], training(task, 'tuning', plain), measured[task]), plain['tuning']['log_every'])
 
   if run_tasks:
-    tables.two_at_a_time(train, run_tasks, f'{num_seeds} seeds at {plain["context"]} positions', unit='task')
+    tables.two_at_a_time(train, run_tasks, f'{num_seeds} seeds at {plain["context"]} positions, task')
   # Tasks in turn, each one extension further than the other, so that no two threads compile the same program.
   names = [name for name in models if name != SHORT]
   order = [f'{task}/{names[(i + shift) % len(names)]}' for i in range(len(names)) for shift, task in enumerate(run_tasks)]
   labels = [label for label in order if tuple(label.split('/')) in todo]
   if labels:
-    tables.two_at_a_time(extend, labels, f'{num_seeds} seeds at {plain["tuned_context"]} positions', unit='extension')
+    tables.two_at_a_time(extend, labels, f'{num_seeds} seeds at {plain["tuned_context"]} positions, extension')
 
 
 if __name__ == '__main__':

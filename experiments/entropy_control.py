@@ -190,7 +190,7 @@ def run_task(task: str, config: Any, controllers: Mapping[str, Controller], dire
     for k in range(config.num_seeds):
       missing(directory / name / f'seed_{k}', k, chosen_K)
 
-  tables.two_at_a_time(run, list(controllers), f'{task}, {len(config.targets)} targets', unit='controller')
+  tables.two_at_a_time(run, list(controllers), f'{task}, {len(config.targets)} targets, controller')
 
 
 if __name__ == '__main__':

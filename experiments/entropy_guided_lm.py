@@ -141,7 +141,7 @@ def run_study(config: Any, models: Mapping[str, DecoderConfig], workdir: pathlib
     for k in missing[name]:
       sweeps.write_seed(workdir / name / f'seed_{k}' / METRICS, sweeps.of_seed(curves, k), {}, [name], log_every=plain['log_every'])
 
-  tables.two_at_a_time(run, todo, f'{num_seeds} seeds, {plain["num_steps"]} updates', unit='variant')
+  tables.two_at_a_time(run, todo, f'{num_seeds} seeds, {plain["num_steps"]} updates, variant')
 
 
 if __name__ == '__main__':

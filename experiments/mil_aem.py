@@ -191,7 +191,7 @@ def run_study(config: Any, models: Mapping[str, mil.MilConfig], workdir: pathlib
       shown = jax.tree.map(lambda x: np.asarray(x[0, : mil_runs.NUM_SHOWN]), splits.test)
       write_atomically(workdir / task / mil_runs.EXAMPLES, json.dumps(example_bags(names, shown, weight)) + '\n')
 
-  tables.two_at_a_time(run, todo, f'{len(names)} settings, {num_seeds} seeds', unit='task')
+  tables.two_at_a_time(run, todo, f'{len(names)} settings, {num_seeds} seeds, task')
 
 
 def example_bags(names: list[str], bags: InstanceBags, weight_KxBxN: np.ndarray) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def run_study(config: Any, runs: Mapping[str, Run], workdir: pathlib.Path) -> No
       file = workdir / name / f'seed_{k}' / METRICS
       tables.write_curves(file, sweeps.of_seed(curves, k), f'{name}, seed {k}', strict=False)
 
-  tables.two_at_a_time(train, [name for name in runs if missing[name]], f'{num_seeds} seeds', unit='variant')
+  tables.two_at_a_time(train, [name for name in runs if missing[name]], f'{num_seeds} seeds, variant')
 
 
 if __name__ == '__main__':

@@ -169,7 +169,7 @@ def run_study(config: Any, study: Study, workdir: pathlib.Path) -> None:
       folder = workdir / 'digits' / name
       if missing(folder / 'final', plain['digits']['num_seeds']):
         jobs[f'digits/{name}'] = functools.partial(run_recipe, plain, name, model, parts, folder)
-  tables.two_at_a_time(lambda label: jobs[label](), list(jobs), 'recipes and depths', unit='program')
+  tables.two_at_a_time(lambda label: jobs[label](), list(jobs), 'recipes and depths, program')
 
 
 def missing(folder: pathlib.Path, num_seeds: int) -> list[int]:

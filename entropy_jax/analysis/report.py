@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from entropy_jax.analysis import sample_table
-from entropy_jax.analysis.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, VERDICTS, Claim
+from entropy_jax.analysis.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, VERDICTS, Claim, read_claims
 from entropy_jax.types import UserError
 
 PathLike = str | pathlib.Path
@@ -100,6 +100,20 @@ def write_report(path: PathLike, report: Report) -> pathlib.Path:
   return _write(path, report.title, ''.join(body), _CSS + (sample_table.CSS if any(s.samples for s in report.sections) else ''))
 
 
+def read_entry(path: PathLike) -> IndexEntry:
+  """The card of a report that `write_report` wrote; its claims are those in claims.json beside it, if there are any."""
+  path = pathlib.Path(path)
+  page = path.read_text(encoding='utf-8')
+
+  def first(pattern: str, default: str) -> str:
+    found = re.search(pattern, page, re.DOTALL)
+    return html.unescape(re.sub(r'</?code>', '`', found[1])) if found else default
+
+  claims = path.with_name('claims.json')
+  title, summary = first(r'<title>(.*?)</title>', path.parent.name), first(r'<p class="summary">(.*?)</p>', '')
+  return IndexEntry(path, title, summary, read_claims(claims) if claims.exists() else ())
+
+
 def write_index(path: PathLike, entries: Sequence[IndexEntry], *, title: str = 'Reports') -> pathlib.Path:
   """Writes an index page with one card a report, linked by relative paths so that the folder can be moved."""
   path = pathlib.Path(path)
@@ -108,7 +122,7 @@ def write_index(path: PathLike, entries: Sequence[IndexEntry], *, title: str = '
     link = pathlib.Path(os.path.relpath(pathlib.Path(entry.path).resolve(), path.resolve().parent)).as_posix()
     cards.append(
       f'<section class="card"><h2><a href="{_escape(urllib.parse.quote(link))}">{_escape(entry.title)}</a></h2>'
-      f'{_paragraphs(entry.summary)}{_tally(entry.claims)}</section>'
+      f'<small>{_escape(link)}</small>{_paragraphs(entry.summary)}{_tally(entry.claims)}</section>'
     )
   return _write(path, title, f'<h1>{_escape(title)}</h1>' + ''.join(cards), _CSS)
 

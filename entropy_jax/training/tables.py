@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from entropy_jax.data.tabular_task import TabularTask
 from entropy_jax.objective import Objective
 from entropy_jax.training import loop, scanned
 from entropy_jax.training.files import say
+from entropy_jax.training.progress import Progress
 from entropy_jax.training.writers import METRICS, format_row
 from entropy_jax.types import Metrics
 
@@ -117,19 +117,26 @@ def study(
         kept = {key: values[k, : values.shape[1] - unused] for key, values in curves.items()}
         write_curves(file, kept, ', '.join(filter(None, (description, part, name, f'seed {k}'))), strict=strict)
 
-  two_at_a_time(run, list(objectives), f'{description}, {num_seeds} seeds', unit='method')
+  two_at_a_time(run, list(objectives), f'{description}, {num_seeds} seeds, method')
 
 
-def two_at_a_time(run: Callable[[str], None], names: Sequence[str], description: str, *, unit: str) -> None:
-  """Calls run with every name, two of them compiling and running at a time; the first that fails ends the study."""
+def two_at_a_time(run: Callable[[str], None], names: Sequence[str], description: str) -> None:
+  """Calls run with every name, two of them compiling and running at a time; the first that fails ends the study.
+
+  Progress is shown as 'DESCRIPTION 1/N', so the description ends with what is counted.
+  """
+  bar = Progress(len(names), description=description, shown=())
   with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
     waiting = [pool.submit(run, name) for name in names]
     try:
-      for done in tqdm(concurrent.futures.as_completed(waiting), total=len(waiting), desc=description, unit=unit):
+      for number, done in enumerate(concurrent.futures.as_completed(waiting), start=1):
         done.result()
+        bar.update(number, {})
     except BaseException:
       pool.shutdown(wait=False, cancel_futures=True)  # what has not begun would only delay the message
       raise
+    finally:
+      bar.close()
 
 
 def write_curves(file: pathlib.Path, curves: Mapping[str, np.ndarray], what: str, *, strict: bool = True) -> None:

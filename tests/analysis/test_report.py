@@ -9,7 +9,7 @@ import pytest
 
 from entropy_jax.analysis import figures
 from entropy_jax.analysis import report as R
-from entropy_jax.analysis.claims import Above, Claim, judge
+from entropy_jax.analysis.claims import Above, Claim, judge, write_claims
 from entropy_jax.types import UserError
 
 NAN = float('nan')
@@ -168,6 +168,18 @@ class TestNumbers:
     section = R.Section('x', table=R.Table(['n'], [[value]]))
     path = R.write_report(tmp_path / 'r.html', R.Report('t', 's', [section]))
     assert f'<td class="number">{text}</td>' in path.read_text(encoding='utf-8')
+
+
+class TestReadEntry:
+  def test_of_a_report(self, tmp_path):
+    path = R.write_report(tmp_path / 'a' / 'report.html', R.Report(EVIL, f'With `code` and {EVIL}.\n\nMore.', claims=[a_claim()]))
+    assert R.read_entry(path) == R.IndexEntry(path, EVIL, f'With `code` and {EVIL}.')
+    write_claims(path.with_name('claims.json'), [a_claim(), a_claim('b')])
+    assert [claim.id for claim in R.read_entry(path).claims] == [a_claim().id, 'b']
+
+  def test_of_another_page(self, tmp_path):
+    (tmp_path / 'report.html').write_text('hello')
+    assert R.read_entry(tmp_path / 'report.html') == R.IndexEntry(tmp_path / 'report.html', tmp_path.name, '')
 
 
 class TestWriteIndex:
