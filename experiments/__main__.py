@@ -71,7 +71,7 @@ def room() -> int:
 
   Only one process can hold a TPU, and one takes most of a GPU's memory. A process of its own looks, since looking holds them too.
   """
-  look = subprocess.run([sys.executable, '-c', 'import jax; print(jax.default_backend())'], stdout=subprocess.PIPE, text=True, check=False)
+  look = subprocess.run([sys.executable, '-c', 'import jax; print(jax.default_backend())'], capture_output=True, text=True, check=False)
   return max(1, min(os.cpu_count() or 1, MOST)) if look.stdout.strip() == 'cpu' else 1
 
 
@@ -178,7 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     (line,) = commands.values()
     os.execv(line[0], line)
-  together = Together(commands, given.at_once or room())
+  try:
+    together = Together(commands, given.at_once or room())
+  except KeyboardInterrupt:
+    return 130
   stopped = together.run()
   print('\n'.join(summary(list(commands), together.ended, given.out)), flush=True)
   if stopped is not None:
@@ -186,7 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 128 + stopped
   if (index := write_index(out)) is not None:
     print(f'Open {index}')
-  return next((together.ended[name].code for name in commands if together.ended[name].code), 0)
+  codes = [together.ended[name].code if name in together.ended else 1 for name in commands]
+  return next(filter(None, codes), 0)
 
 
 if __name__ == '__main__':

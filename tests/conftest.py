@@ -23,6 +23,22 @@ jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache' / 'jax-tests'
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
+_compiled = []  # names of events, one a program
+jax.monitoring.register_event_duration_secs_listener(
+  lambda name, *_, **__: _compiled.append(name) if name.endswith('backend_compile_duration') else None
+)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_programs():
+  """Drops compiled programs after a module that has left many: lowering and compiling take time in proportion to those that are kept."""
+  yield
+  if len(_compiled) > 100:
+    _compiled.clear()
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture
 def strict_dtypes():
   """Mixed dtypes raise, so a bool mask cannot be multiplied with a float (style rule F6)."""
