@@ -3,7 +3,7 @@
 Command:  make study-entropy_mechanism, part of make reproduce
           (or: python -m experiments.entropy_mechanism --config=configs/entropy_mechanism.py --workdir=DIR)
 Expected: the table in README.md.
-Time:     11 min 14 s on 2 CPU cores, installation included.
+Time:     about 10 minutes on 2 CPU cores by itself.
           `:tiny` is the same study in about a minute, for a look and for tests; its verdicts are inconclusive by
           construction (2 seeds).
 Claims:   Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, arXiv 2505.22617;
