@@ -2,8 +2,9 @@
 
     python -m experiments NAME[.VARIANT] ... [--out=runs] [--at_once=N]
 
-NAME is that of a file in configs/; its workdir is OUT/NAME[.VARIANT]. One study alone keeps the terminal, with its bars. Of several every
-line has its study's name before it; one that fails does not stop the others. SIGINT and SIGTERM go to all that run, which save; those that
+NAME is that of a file in configs/; its workdir is OUT/NAME[.VARIANT]. One study alone keeps the terminal, with its bars. Of several the
+first has precedence, so name the longest first: the others compute where it leaves a core idle. Every line has its study's name before
+it; one that fails does not stop the others. SIGINT and SIGTERM go to all that run, which save; those that
 wait do not start, and the same command goes on with all of them. Afterwards OUT/index.html has a card for every report in OUT.
 
 Exit codes: 0 all are done; 2 a mistake of this command; 130 and 143 after a signal; else that of the first study that failed.
@@ -11,6 +12,7 @@ Exit codes: 0 all are done; 2 a mistake of this command; 130 and 143 after a sig
 
 import argparse
 import collections
+import contextlib
 import importlib
 import os
 import pathlib
@@ -28,6 +30,7 @@ from entropy_jax.transform import nearest
 from entropy_jax.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+LATER = 10  # the `nice` of all but the first
 MOST = 4  # at a time on any machine: each has a compiler, and matrices that use more than one core
 
 
@@ -79,7 +82,7 @@ class Together:
   """Runs commands by name, so many at a time."""
 
   def __init__(self, commands: Mapping[str, Sequence[str]], at_once: int):
-    self._waiting = collections.deque(commands.items())
+    self._waiting = collections.deque(enumerate(commands.items()))
     self._at_once = at_once
     self._running: dict[str, subprocess.Popen[str]] = {}
     self._lock = threading.Lock()
@@ -125,12 +128,15 @@ class Together:
     with self._lock:
       if self._signal is not None or not self._waiting:
         return None
-      name, line = self._waiting.popleft()
+      place, (name, line) = self._waiting.popleft()
       # A group of its own: a terminal's Ctrl-C comes to this process alone, which hands it on once.
       pipe: dict[str, Any] = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'process_group': 0}
       environment = os.environ | {'PYTHONUNBUFFERED': '1'}
       process = subprocess.Popen(line, text=True, errors='replace', cwd=ROOT, env=environment, **pipe)
       self._running[name] = process
+      if place:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+          os.setpriority(os.PRIO_PROCESS, process.pid, max(LATER, os.getpriority(os.PRIO_PROCESS, 0)))
     if self._signal is not None and name not in self._told:  # it came while the process was started
       process.send_signal(self._signal)
     return name, process

@@ -88,6 +88,12 @@ class TestTogether:
     runs.run()
     assert [runs.ended[name].code for name in 'abc'] == [0] * 3
 
+  def test_the_first_has_precedence(self, capfd):
+    source = 'import os, time; time.sleep(0.5); print(os.getpriority(os.PRIO_PROCESS, 0))'
+    together.Together(dict.fromkeys('abc', python(source)), 2).run()
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    assert sorted(capfd.readouterr().out.splitlines()) == [f'a: {mine}', *(f'{name}: {max(mine, together.LATER)}' for name in 'bc')]
+
   def test_a_failure_does_not_stop_the_others(self, tmp_path):
     runs = together.Together({'bad': python('print("error: so"); raise SystemExit(2)'), 'good': python('print("done")')}, 1)
     assert runs.run() is None
