@@ -1,8 +1,8 @@
 """Attention entropy: which transformers keep training as the learning rate grows, and what the entropy of their attention does meanwhile.
 
 Command:  python -m experiments.attention_entropy --config=configs/attention_entropy.py --workdir=DIR
-          `:essential` is a part of it, with the same runs: three variants on two tasks, in a workdir of its own. `:tiny` is the same
-          study in less than a minute, for a look and for tests; its verdicts are inconclusive by construction (2 seeds).
+          `:essential` is a part of it, with the same runs: pre-LN and sigmaReparam on two tasks, in a workdir of its own. `:tiny` is the
+          same study in less than a minute, for a look and for tests; its verdicts are inconclusive by construction (2 seeds).
 Expected: that sigmaReparam is stable where the entropy of pre-LN collapses does not reproduce by its criterion on `unigram` (share 0 of
           the rates), inconclusive on `digits` (0.33 [0, 1] without and 0.11 [0, 0.59] with pre-LN) and on `source_bytes`, where no run
           counts as failed (see the notes of the report). Its entropy holds where that of pre-LN falls below 0.1, and sigmaReparam with
@@ -122,7 +122,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
   if variant == 'essential':
     config.source_bytes.num_steps = 0
-    config.variants = ConfigDict({name: config.variants[name] for name in ('pre_ln', 'sigma_reparam', 'sigma_reparam_pre_ln')})
+    config.variants = ConfigDict({name: config.variants[name] for name in ('pre_ln', 'sigma_reparam')})
 
   if variant == 'tiny':
     config.rates = (1e-3, 3e-2)
