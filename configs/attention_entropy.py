@@ -10,7 +10,7 @@ Expected: that sigmaReparam is stable where the entropy of pre-LN collapses does
           Norms of maps are their gains within 2e-7 in the median where the rate decays (`digits`, `source_bytes`), the worst map at a best
           rate within 1.7 %; within 3e-4 and 10 % for sigmaReparam under the constant rate of `unigram`. No row of attention of 29 million
           is below its bound.
-Time:     969 s of processor time in all, compilation included: about 8 minutes on 2 CPU cores; `:essential` 2 min 25 s.
+Time:     969 s of processor time in all, compilation included: about 8 minutes on 2 CPU cores; `:essential` about 2 minutes.
 Claims:   predictions of the method card at learning rate 3e-2 on `unigram`, a largest stable rate and a learning-rate sensitivity for every
           variant, that sigmaReparam is stable where the baseline's entropy collapses, and that power iteration keeps up with training.
 
