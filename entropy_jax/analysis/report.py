@@ -326,6 +326,7 @@ th { color: var(--soft); font-weight: 600; font-size: .82rem; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 table.claims { min-width: 48rem; width: 100%; }
 table.claims td:first-child { width: 34%; }
+table.claims code { overflow-wrap: anywhere; }
 .badge { display: inline-block; white-space: nowrap; border-radius: 1rem; padding: .1rem .65rem;
   font-size: .82rem; font-weight: 600; }
 .yes { color: var(--yes); background: var(--yes-back); }
