@@ -70,12 +70,12 @@ def command(given: str, out: pathlib.Path) -> list[str]:
 
 
 def room() -> int:
-  """How many studies this machine can run at a time: as many as it has cores, up to MOST; one where there is an accelerator.
+  """How many studies this machine can run at a time: as many as this process may use cores, up to MOST; one where there is an accelerator.
 
   Only one process can hold a TPU, and one takes most of a GPU's memory. A process of its own looks, since looking holds them too.
   """
   look = subprocess.run([sys.executable, '-c', 'import jax; print(jax.default_backend())'], capture_output=True, text=True, check=False)
-  return max(1, min(os.cpu_count() or 1, MOST)) if look.stdout.strip() == 'cpu' else 1
+  return min(len(os.sched_getaffinity(0)), MOST) if look.stdout.strip() == 'cpu' else 1
 
 
 class Together:

@@ -133,7 +133,7 @@ def test_index_of_what_is_there(tmp_path):
 class TestRoom:
   def test_on_processors(self, monkeypatch):
     monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-    assert together.room() == max(1, min(os.cpu_count(), together.MOST))
+    assert together.room() == min(len(os.sched_getaffinity(0)), together.MOST)
 
   def test_an_accelerator_is_for_one(self, tmp_path, monkeypatch):
     (tmp_path / 'jax.py').write_text("default_backend = lambda: 'tpu'")
